@@ -1,0 +1,94 @@
+//! The conversation of the command line with a keeper: types only.
+//!
+//! A client connects to the sandbox's socket and speaks [`hutch-wire`'s] multiplexed connection as the client. The
+//! payload of an open request is one [`Open`] in postcard. A [`Open::Call`] stream carries one [`Request`] and one
+//! [`Response`] as wire messages. [`Open::Exec`] and [`Open::Stdio`] streams are relayed to the guest as they are: their
+//! bytes are those of `hutch_wire::guest`, so a client must treat what it reads there as said by a hostile guest.
+//!
+//! [`hutch-wire`'s]: ../hutch_wire/index.html
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this interface, told in [`Response::Status`].
+pub const API_VERSION: u16 = 1;
+
+/// What a new stream is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Open {
+    /// One request, one response.
+    Call,
+    /// A session in the guest.
+    Exec,
+    /// A byte stream of the session whose exec stream (of this connection) has this number.
+    Stdio {
+        /// Number of the exec stream.
+        exec: u32,
+        /// 0 stdin, 1 stdout, 2 stderr, 3 tty.
+        which: u8,
+    },
+}
+
+/// A request to the keeper.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// What is the sandbox doing.
+    Status,
+    /// Waits until the sandbox is ready, or has failed.
+    WaitReady,
+    /// Stops the sandbox: clean power-off, then force after `timeout_ms`. Answers when everything has ended.
+    Stop {
+        /// How long a clean power-off may take.
+        timeout_ms: u64,
+    },
+}
+
+/// The keeper's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    /// Answer to [`Request::Status`] and [`Request::WaitReady`].
+    Status(Status),
+    /// The sandbox has stopped.
+    Stopped,
+    /// It did not work: one sentence.
+    Failed {
+        /// What failed and why.
+        reason: String,
+    },
+}
+
+/// What a keeper knows of its sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the keeper's interface.
+    pub api_version: u16,
+    /// Where in its life the sandbox is.
+    pub phase: Phase,
+    /// Sessions that run now, detached ones included.
+    pub sessions: u32,
+    /// `tcg` or `kvm`.
+    pub accelerator: String,
+    /// The keeper's process number.
+    pub keeper_pid: u32,
+    /// The VMM's process number, while there is one.
+    pub vmm_pid: Option<u32>,
+    /// The workspace worker's process number, while there is one.
+    pub workspace_pid: Option<u32>,
+    /// Milliseconds from the keeper's start to ready.
+    pub ready_ms: Option<u64>,
+}
+
+/// The life of a sandbox as its keeper sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// The VM starts.
+    Booting,
+    /// Sessions can start.
+    Ready,
+    /// On its way down.
+    Stopping,
+    /// It could not start or ended badly: one sentence. The keeper ends after this.
+    Failed {
+        /// What failed and why.
+        reason: String,
+    },
+}

@@ -1,0 +1,3 @@
+//! The only host crate with `unsafe`: processes, descriptors, jails.
+
+pub mod spawn;

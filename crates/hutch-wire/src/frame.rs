@@ -1,0 +1,1 @@
+//! One frame of the multiplexed byte stream, as bytes.
