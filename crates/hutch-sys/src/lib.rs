@@ -1,3 +1,13 @@
 //! The only host crate with `unsafe`: processes, descriptors, jails.
+//!
+//! ```text
+//!   spawn      start a program: empty environment, chosen descriptors, dies with us, jailed
+//!   jail       what a process gives up before it touches anything that a guest wrote
+//!   process    name a process so that nobody ever signals a reused number
+//!   peer       who is at the other end of a Unix socket
+//! ```
 
+pub mod jail;
+pub mod peer;
+pub mod process;
 pub mod spawn;
