@@ -1,0 +1,44 @@
+# Every target is thin: the work is in `cargo xtask` (crates/xtask) and in scripts/setup.
+#
+#   make run      install what is missing, build, and open a sandbox on this repository
+#   make test     everything: format, lints, unit, in-process and VM tests
+#   make check    the fast half of it: no VM, no root
+#   make build    the host programs and the guest's init, optimised
+#   make install  the programs to PREFIX (default ~/.local) and the Docker CLI plugin
+#   make bench    the measurements of docs/benchmarks.md
+#   make clean    what was built
+
+PREFIX ?= $(HOME)/.local
+XTASK := scripts/cargo run --quiet --package xtask --
+
+.PHONY: run test check build install bench clean deny
+
+run:
+	@scripts/setup run
+	@$(XTASK) run --prefix "$(PREFIX)"
+
+test:
+	@scripts/setup test
+	@$(XTASK) test
+
+check:
+	@scripts/setup build
+	@$(XTASK) check
+
+build:
+	@scripts/setup build
+	@$(XTASK) build
+
+install:
+	@scripts/setup run
+	@$(XTASK) install --prefix "$(PREFIX)"
+
+bench:
+	@scripts/setup bench
+	@$(XTASK) bench
+
+deny:
+	@$(XTASK) deny
+
+clean:
+	@scripts/cargo clean
