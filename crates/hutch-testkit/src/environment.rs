@@ -1,0 +1,288 @@
+//! One test's world.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::account::Account;
+use crate::invocation::Invocation;
+use crate::sandbox::TestSandbox;
+use crate::stage::Stage;
+use crate::traces::{self, Process};
+use crate::wait::eventually;
+
+/// Lines of each log that a failing test prints.
+const LOG_LINES: usize = 150;
+
+/// A home, a state directory and a runtime directory that nobody else uses.
+///
+/// When it goes away, everything that ran in it is removed by `hutch reset`, and it is checked that no process and no
+/// mount is left. When the test has failed, the logs of every sandbox are printed first.
+#[derive(Debug)]
+pub struct TestEnvironment {
+    root: TempDir,
+    account: Account,
+    stage: Stage,
+    variables: Vec<(String, String)>,
+}
+
+impl TestEnvironment {
+    /// A world of an ordinary user.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::of(Account::ordinary())
+    }
+
+    /// A world of root's. Tests that use it are called `as_root_…`.
+    #[must_use]
+    pub fn as_root() -> Self {
+        Self::of(Account::root())
+    }
+
+    fn of(account: Account) -> Self {
+        let stage = Stage::find();
+        // Short, because the path of a socket has at most 107 bytes.
+        let root =
+            tempfile::Builder::new().prefix("ht-").tempdir_in("/tmp").expect("/tmp is writable");
+        let open = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(root.path(), open).expect("a new directory can be opened up");
+        account.give(root.path());
+        let environment = Self { root, account, stage, variables: Vec::new() };
+        for directory in ["home", "state", "run", "work"] {
+            environment.make_directory(&environment.path(directory));
+        }
+        let private = fs::Permissions::from_mode(0o700);
+        fs::set_permissions(environment.path("run"), private)
+            .expect("a new directory can be closed");
+        environment
+    }
+
+    /// Sets a variable for every program that runs in this world.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.variables.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Uses another place for the state: a small file system, say. It is given to the world's user.
+    pub fn move_state(&mut self, to: &Path) {
+        self.account.give(to);
+        self.variables.push(("HUTCH_HOME".to_owned(), to.to_string_lossy().into_owned()));
+    }
+
+    /// Who runs the programs.
+    #[must_use]
+    pub fn account(&self) -> Account {
+        self.account
+    }
+
+    /// The prepared programs and images.
+    #[must_use]
+    pub fn stage(&self) -> &Stage {
+        &self.stage
+    }
+
+    /// The directory of this world.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// A path below this world's directory.
+    #[must_use]
+    pub fn path(&self, below: impl AsRef<Path>) -> PathBuf {
+        self.root.path().join(below)
+    }
+
+    /// Where Hutch keeps its state.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        let moved = self.variables.iter().rev().find(|(name, _)| name == "HUTCH_HOME");
+        moved.map_or_else(|| self.path("state"), |(_, path)| PathBuf::from(path))
+    }
+
+    /// A new directory of the world's user, to be a workspace.
+    #[must_use]
+    pub fn project(&self, name: &str) -> PathBuf {
+        let path = self.path("work").join(name);
+        self.make_directory(&path);
+        path
+    }
+
+    /// Makes a directory of the world's user.
+    pub fn make_directory(&self, path: &Path) {
+        fs::DirBuilder::new()
+            .mode(0o755)
+            .create(path)
+            .unwrap_or_else(|error| panic!("cannot make {}: {error}", path.display()));
+        self.account.give(path);
+    }
+
+    /// Writes a file of the world's user.
+    #[expect(clippy::disallowed_methods, reason = "a file of a test, not one that Hutch keeps")]
+    pub fn write(&self, path: &Path, content: impl AsRef<[u8]> + Send) {
+        self.account.act(|| {
+            fs::write(path, content)
+                .unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
+        });
+    }
+
+    /// `hutch` with these arguments.
+    #[must_use]
+    pub fn hutch(&self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Invocation {
+        self.program(self.stage.programs().join("hutch")).args(arguments)
+    }
+
+    /// Another program in this world.
+    #[must_use]
+    pub fn program(&self, program: impl AsRef<OsStr>) -> Invocation {
+        let home = self.path("home");
+        let mut invocation = Invocation::new(program, self.account)
+            .directory(&home)
+            .variable("HOME", &home)
+            .variable("USER", "tester")
+            .variable("HUTCH_HOME", self.path("state"))
+            .variable("HUTCH_IMAGES", self.stage.images())
+            .variable("XDG_RUNTIME_DIR", self.path("run"));
+        for (name, value) in &self.variables {
+            invocation = invocation.variable(name, value);
+        }
+        invocation
+    }
+
+    /// Creates the sandbox `name` on a new, empty workspace, without starting it.
+    #[track_caller]
+    pub fn create(&self, name: &str) -> TestSandbox<'_> {
+        let workspace = self.project(name);
+        self.create_on(name, &workspace)
+    }
+
+    /// Creates the sandbox `name` on `workspace`, without starting it.
+    #[track_caller]
+    pub fn create_on(&self, name: &str, workspace: &Path) -> TestSandbox<'_> {
+        drop(
+            self.hutch(["create", "-q", "--name", name, "shell"]).args([workspace]).run().success(),
+        );
+        TestSandbox::new(self, name, workspace)
+    }
+
+    /// A running sandbox on a new, empty workspace.
+    #[track_caller]
+    pub fn boot(&self, name: &str) -> TestSandbox<'_> {
+        let sandbox = self.create(name);
+        sandbox.start();
+        sandbox
+    }
+
+    /// The processes of this world.
+    #[must_use]
+    pub fn processes(&self) -> Vec<Process> {
+        traces::processes(self.root.path())
+    }
+
+    /// The one process that runs this program.
+    #[track_caller]
+    #[must_use]
+    pub fn process(&self, program: &str) -> Process {
+        let all = self.processes();
+        let mut matching: Vec<_> =
+            all.iter().filter(|process| process.program.starts_with(program)).collect();
+        assert_eq!(matching.len(), 1, "processes of {program} among {all:#?}");
+        matching.remove(0).clone()
+    }
+
+    /// Waits until no process and no socket of this world is left.
+    #[track_caller]
+    pub fn is_quiet(&self) {
+        let mut left = Vec::new();
+        let quiet = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            eventually("all processes have ended", Duration::from_secs(20), || {
+                left = self.processes();
+                left.is_empty().then_some(())
+            });
+        }));
+        assert!(quiet.is_ok(), "processes are left: {left:#?}");
+        let mounts = traces::mounts(self.root.path());
+        assert!(mounts.is_empty() || mounts == [self.state()], "mounts are left: {mounts:?}");
+    }
+
+    /// Files below the runtime directory.
+    #[must_use]
+    pub fn sockets(&self) -> Vec<PathBuf> {
+        files(&self.path("run"))
+    }
+
+    /// The last lines of every log of every sandbox.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        for file in files(&self.state()) {
+            let name = file.to_string_lossy();
+            if !name.ends_with(".log") && !name.ends_with("status.json") {
+                continue;
+            }
+            let bytes = fs::read(&file).unwrap_or_default();
+            let content = String::from_utf8_lossy(&bytes);
+            let lines: Vec<&str> = content.lines().collect();
+            let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
+            text.push_str(&format!("=== {name}, {} of {} lines\n", last.len(), lines.len()));
+            for line in last {
+                // The guest writes some of it.
+                text.extend(line.chars().filter(|char| !char.is_control()));
+                text.push('\n');
+            }
+        }
+        text
+    }
+
+    fn kill_everything(&self) {
+        for process in self.processes() {
+            process.signal(Signal::KILL);
+        }
+    }
+}
+
+impl Default for TestEnvironment {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for TestEnvironment {
+    #[expect(clippy::print_stderr, reason = "what a person needs of a failed test")]
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("{}", self.logs());
+            eprintln!("processes: {:#?}", self.processes());
+            self.kill_everything();
+            return;
+        }
+        if self.state().join("sandboxes").is_dir() {
+            drop(self.hutch(["reset", "--force"]).run().success());
+        }
+        self.is_quiet();
+        assert!(self.sockets().is_empty(), "sockets are left: {:?}", self.sockets());
+    }
+}
+
+/// Every file below a directory that is there.
+#[must_use]
+pub fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let Ok(entries) = fs::read_dir(directory) else { return found };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(files(&entry.path()));
+        } else {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    found
+}
