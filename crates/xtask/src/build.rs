@@ -11,7 +11,7 @@ pub(crate) const HOST_PROGRAMS: [&str; 3] = ["hutch", "hutch-keeper", "hutch-wor
 pub(crate) const INIT: &str = "hutch-init";
 
 /// Rust's name of the target of this machine's guests: the host's architecture, linked statically against glibc.
-const INIT_TARGET: &str = if cfg!(target_arch = "aarch64") {
+const GUEST_TARGET: &str = if cfg!(target_arch = "aarch64") {
     "aarch64-unknown-linux-gnu"
 } else {
     "x86_64-unknown-linux-gnu"
@@ -25,28 +25,30 @@ pub(crate) fn build() -> anyhow::Result<()> {
         host.args(["--package", program]);
     }
     run(&mut host)?;
-    build_init()
+    build_static(INIT)
 }
 
-/// Builds the guest's init. `--target` keeps the flag away from build scripts and procedural macros, which cannot be
-/// static.
-fn build_init() -> anyhow::Result<()> {
+/// Builds a package's programs for the guest: static, because the guest's libraries are not the host's. `--target` keeps
+/// the flag away from build scripts and procedural macros, which cannot be static.
+pub(crate) fn build_static(package: &str) -> anyhow::Result<()> {
     run(cargo().env("RUSTFLAGS", "-C target-feature=+crt-static").args([
         "build",
         "--release",
         "--locked",
+        "--bins",
         "--package",
-        INIT,
+        package,
         "--target",
-        INIT_TARGET,
+        GUEST_TARGET,
     ]))
+}
+
+/// Where a program of the guest is after [`build_static`].
+pub(crate) fn built_static(program: &str) -> PathBuf {
+    target().join(GUEST_TARGET).join("release").join(program)
 }
 
 /// Where a program of [`HOST_PROGRAMS`] or [`INIT`] is after [`build`].
 pub(crate) fn built(program: &str) -> PathBuf {
-    if program == INIT {
-        target().join(INIT_TARGET).join("release").join(INIT)
-    } else {
-        release().join(program)
-    }
+    if program == INIT { built_static(program) } else { release().join(program) }
 }

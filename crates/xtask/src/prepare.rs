@@ -1,6 +1,188 @@
-//! What the VM tests need before the first of them runs. See `docs/testing.md`.
+//! What the VM tests need before the first of them runs.
+//!
+//! ```text
+//!   target/e2e/           a directory, or a link to one in /var/tmp when others cannot reach the repository
+//!     programs/           the programs under test
+//!     guest/              static programs of the tests' own that run in a guest
+//!     images/             guest image and template, made by the program under test as an ordinary user
+//!     qemu-10/            QEMU 10 from Debian 13, beside the machine's own
+//! ```
+//!
+//! As root it also makes the ordinary user that the programs run as.
 
-/// Makes it.
-pub(crate) fn prepare() -> anyhow::Result<()> {
-    crate::build::build()
+use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+
+use crate::build::{self, HOST_PROGRAMS, INIT, built};
+use crate::process::{command, output, root, run, target};
+
+/// The ordinary user of the tests; hutch-testkit knows it by the same name.
+const TEST_USER: &str = "hutch-test";
+
+/// Programs of hutch-testkit that run in a guest.
+pub(crate) const GUEST_PROGRAMS: [&str; 2] = ["hostile-init", "workspace-bench"];
+
+/// Makes it all; what is there and current stays.
+pub(crate) fn prepare() -> anyhow::Result<PathBuf> {
+    build::build()?;
+    build::build_static("hutch-testkit")?;
+    let stage = stage()?;
+    for directory in ["programs", "guest"] {
+        fs::create_dir_all(stage.join(directory))?;
+    }
+    for program in HOST_PROGRAMS.into_iter().chain([INIT]) {
+        place(&built(program), &stage.join("programs").join(program))?;
+    }
+    for program in GUEST_PROGRAMS {
+        place(&build::built_static(program), &stage.join("guest").join(program))?;
+    }
+    run(command(root().join("scripts/fetch-qemu-10")).arg(stage.join("qemu-10")))?;
+    let user = TestUser::find_or_make()?;
+    images(&stage, &user)?;
+    Ok(stage)
+}
+
+/// The directory behind `target/e2e`.
+fn stage() -> anyhow::Result<PathBuf> {
+    let link = target().join("e2e");
+    if !link.exists() {
+        if reachable(&target())? {
+            fs::create_dir_all(&link)?;
+        } else {
+            let elsewhere = elsewhere()?;
+            // A link that points nowhere may be left from before.
+            if link.is_symlink() {
+                fs::remove_file(&link)?;
+            }
+            symlink(&elsewhere, &link)
+                .with_context(|| format!("cannot link {}", link.display()))?;
+        }
+    }
+    link.canonicalize().with_context(|| format!("{}", link.display()))
+}
+
+/// Whether every user can go through `directory` and all directories above it.
+fn reachable(directory: &Path) -> anyhow::Result<bool> {
+    for directory in directory.ancestors() {
+        if fs::metadata(directory)?.permissions().mode() & 0o001 == 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// A directory of this repository's own where every user can reach it.
+fn elsewhere() -> anyhow::Result<PathBuf> {
+    let mut hasher = DefaultHasher::new();
+    root().hash(&mut hasher);
+    let directory = PathBuf::from(format!("/var/tmp/hutch-e2e-{:016x}", hasher.finish()));
+    if !directory.exists() {
+        fs::create_dir(&directory)?;
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
+    }
+    let owner = fs::symlink_metadata(&directory)?.uid();
+    let own = fs::metadata("/proc/self")?.uid();
+    if owner != own {
+        bail!("{} belongs to user {owner}, not to user {own}", directory.display());
+    }
+    Ok(directory)
+}
+
+/// Puts a program in its place, whole at any moment and readable by everyone.
+fn place(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let temporary = to.with_extension("new");
+    fs::copy(from, &temporary).with_context(|| format!("cannot copy {}", from.display()))?;
+    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o755))?;
+    fs::rename(&temporary, to).with_context(|| format!("cannot place {}", to.display()))
+}
+
+/// Who makes the images and runs the programs under test.
+struct TestUser {
+    /// User and group number when it is not ourselves.
+    other: Option<(u32, u32)>,
+}
+
+impl TestUser {
+    fn find_or_make() -> anyhow::Result<Self> {
+        if fs::metadata("/proc/self")?.uid() != 0 {
+            return Ok(Self { other: None });
+        }
+        if numbers()?.is_none() {
+            // Not a system user: those get no subordinate user numbers, which mmdebstrap needs.
+            run(command("useradd").args([
+                "--no-create-home",
+                "--home-dir",
+                "/nonexistent",
+                "--shell",
+                "/usr/sbin/nologin",
+                "--comment",
+                "tests of Hutch",
+                TEST_USER,
+            ]))?;
+        }
+        let other =
+            numbers()?.with_context(|| format!("user {TEST_USER} was made, but is not there"))?;
+        Ok(Self { other: Some(other) })
+    }
+
+    fn apply(&self, command: &mut Command) {
+        if let Some((uid, gid)) = self.other {
+            command.uid(uid).gid(gid);
+        }
+    }
+
+    fn give(&self, path: &Path) -> anyhow::Result<()> {
+        if let Some((uid, gid)) = self.other {
+            std::os::unix::fs::chown(path, Some(uid), Some(gid))
+                .with_context(|| format!("cannot give {} to {TEST_USER}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// User and group number of [`TEST_USER`], if there is one.
+fn numbers() -> anyhow::Result<Option<(u32, u32)>> {
+    let passwd = fs::read_to_string("/etc/passwd").context("/etc/passwd")?;
+    let Some(line) = passwd.lines().find(|line| line.starts_with(&format!("{TEST_USER}:"))) else {
+        return Ok(None);
+    };
+    let fields: Vec<&str> = line.split(':').collect();
+    let number = |at: usize| fields.get(at).and_then(|field| field.parse().ok());
+    Ok(number(2).zip(number(3)))
+}
+
+/// Has the program under test make guest image and template, by creating a sandbox that never runs.
+fn images(stage: &Path, user: &TestUser) -> anyhow::Result<()> {
+    let world = stage.join("prepare");
+    if world.exists() {
+        fs::remove_dir_all(&world)?;
+    }
+    for directory in ["prepare", "prepare/home", "prepare/run", "prepare/work", "images"] {
+        let directory = stage.join(directory);
+        fs::create_dir_all(&directory)?;
+        user.give(&directory)?;
+    }
+    fs::set_permissions(world.join("run"), fs::Permissions::from_mode(0o700))?;
+    let mut create = command(stage.join("programs/hutch"));
+    create
+        .args(["create", "--name", "prepare", "shell"])
+        .arg(world.join("work"))
+        .current_dir(world.join("work"))
+        .env_clear()
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("HOME", world.join("home"))
+        .env("HUTCH_HOME", world.join("home/state"))
+        .env("HUTCH_IMAGES", stage.join("images"))
+        .env("XDG_RUNTIME_DIR", world.join("run"));
+    user.apply(&mut create);
+    run(&mut create)?;
+    fs::remove_dir_all(&world).with_context(|| format!("cannot remove {}", world.display()))?;
+    // The tests run as several users, and all of them read it.
+    output(command("chmod").args(["-R", "a+rX"]).arg(stage.join("images"))).map(drop)
 }
