@@ -1,16 +1,37 @@
 //! Every file that Hutch keeps: where it is, who may write it, and in which format.
 //!
 //! The layout is described for people in `docs/state-layout.md`; this crate is the only code that knows it.
+//!
+//! ```text
+//!   layout     where everything is: a pure function of the environment
+//!   programs   where the other programs of Hutch are
+//!   name       names and numbers that can only be built by parsing
+//!   record     what is written down about a sandbox
+//!   store      create, list, load, update, remove
+//!   lock       who may do something now, and who runs
+//!   disk       the sandbox's data disk
+//!   atomic     how a file is written
+//! ```
+//!
+//! Two invariants: a sandbox's directory appears complete or not at all (made under another name, then renamed), and a
+//! sandbox runs exactly while somebody holds its `lock`, which the kernel releases however the holder ends.
 
-use std::path::PathBuf;
+pub mod atomic;
+pub mod disk;
+pub mod layout;
+pub mod lock;
+pub mod name;
+pub mod programs;
+pub mod record;
+pub mod store;
 
-/// Where everything is, resolved once from the environment by the caller.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layout {
-    /// `$HUTCH_HOME`, else `$XDG_STATE_HOME/hutch`: sandboxes, templates, guest images.
-    pub state: PathBuf,
-    /// `$XDG_RUNTIME_DIR/hutch`, else a private directory of the user: sockets.
-    pub runtime: PathBuf,
-    /// `$XDG_CONFIG_HOME/hutch`.
-    pub config: PathBuf,
-}
+pub use self::atomic::FileError;
+pub use self::disk::DiskError;
+pub use self::layout::{Layout, LayoutError, LayoutInputs, SandboxPaths};
+pub use self::lock::{Lock, LockError};
+pub use self::name::{AGENT_WORDS, NameError, SandboxId, SandboxName};
+pub use self::programs::{Program, ProgramError, Programs};
+pub use self::record::{
+    Draft, HostPath, KeeperRecord, LastEnd, SandboxRecord, TemplateReference, Workspace,
+};
+pub use self::store::{CreateError, Listed, LoadError, RemoveError, Store, StoreError};
