@@ -166,9 +166,7 @@ impl TestEnvironment {
     /// Creates the sandbox `name` on `workspace`, without starting it.
     #[track_caller]
     pub fn create_on(&self, name: &str, workspace: &Path) -> TestSandbox<'_> {
-        drop(
-            self.hutch(["create", "-q", "--name", name, "shell"]).args([workspace]).run().success(),
-        );
+        self.hutch(["create", "-q", "--name", name, "shell"]).args([workspace]).run().success();
         TestSandbox::new(self, name, workspace)
     }
 
@@ -264,7 +262,7 @@ impl Drop for TestEnvironment {
             return;
         }
         if self.state().join("sandboxes").is_dir() {
-            drop(self.hutch(["reset", "--force"]).run().success());
+            self.hutch(["reset", "--force"]).run().success();
         }
         self.is_quiet();
         assert!(self.sockets().is_empty(), "sockets are left: {:?}", self.sockets());

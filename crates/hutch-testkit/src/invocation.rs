@@ -227,14 +227,12 @@ pub struct Outcome {
 impl Outcome {
     /// Expects exit status 0.
     #[track_caller]
-    #[must_use]
     pub fn success(self) -> Self {
         self.code(0)
     }
 
     /// Expects this exit status.
     #[track_caller]
-    #[must_use]
     pub fn code(self, code: i32) -> Self {
         assert_eq!(self.status.code(), Some(code), "exit status of {self:?}");
         self
@@ -242,7 +240,6 @@ impl Outcome {
 
     /// Expects an exit status that is not 0, and no signal.
     #[track_caller]
-    #[must_use]
     pub fn failure(self) -> Self {
         assert!(matches!(self.status.code(), Some(1..)), "a failure of {self:?}");
         self
@@ -279,7 +276,6 @@ impl Outcome {
 
     /// Expects exactly this on standard output, the last line end aside.
     #[track_caller]
-    #[must_use]
     pub fn says(self, text: &str) -> Self {
         assert_eq!(self.text(), text, "standard output of {self:?}");
         self
@@ -287,7 +283,6 @@ impl Outcome {
 
     /// Expects that standard error contains this.
     #[track_caller]
-    #[must_use]
     pub fn complains(self, text: &str) -> Self {
         assert!(self.talk().contains(text), "`{text}` on standard error of {self:?}");
         self

@@ -72,7 +72,7 @@ impl<'e> TestSandbox<'e> {
     /// Starts it.
     #[track_caller]
     pub fn start(&self) {
-        drop(self.exec(["true"]).run().success());
+        self.exec(["true"]).run().success();
     }
 
     /// Stops it.
