@@ -1,12 +1,32 @@
 //! From a resolved [`VmSpec`] to a running virtual machine, and its certain end.
 //!
 //! Nothing outside this crate knows that the VMM is QEMU.
+//!
+//! ```text
+//!   Vmm, Vm          the traits that everyone else uses
+//!   qemu             the one implementation: discover → arguments → jail → QMP → end
+//!   probe            does hardware virtualisation really run a guest here?
+//!   arch             every fact that depends on the architecture
+//! ```
+//!
+//! Invariants: a VM never outlives its [`Vm`], nor the process that holds it; the guest decides nothing about files,
+//! names or lengths on the host; what the guest or the VMM says is bounded.
+
+mod arch;
+mod logs;
+pub mod qemu;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::time::Duration;
+
+use hutch_sys::spawn::LaunchError;
+
+pub use self::qemu::{ControlError, Qemu};
 
 /// What runs the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +94,10 @@ pub trait Vm: fmt::Debug + Send {
     fn wait(&mut self) -> BoxFuture<'_, VmEnd>;
     /// Ends it at once.
     fn kill(&mut self);
+    /// What the VMM's jail does not hold on this machine, a phrase each.
+    fn weaknesses(&self) -> &[String] {
+        &[]
+    }
 }
 
 /// A boxed future, as trait objects need.
@@ -93,10 +117,72 @@ pub enum VmEnd {
     },
 }
 
-/// Why a VM could not be started.
+/// Why a VM could not be started: one variant a step. `said` is what the VMM last said, empty if nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// To be split into one variant a step.
-    #[error("the virtual machine could not be started: {0}")]
-    Other(String),
+    /// The specification asks for something that no VM can have.
+    #[error("the virtual machine cannot have {what}")]
+    Spec {
+        /// What is asked for and why it cannot be, as a phrase.
+        what: String,
+    },
+    /// A file of the VM cannot be opened.
+    #[error("the {what} {} cannot be opened", path.display())]
+    File {
+        /// Which file it is.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Descriptors, memory or threads ran out.
+    #[error("no resources for the virtual machine")]
+    Resources {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The VMM's process could not be started or jailed.
+    #[error("the virtual machine monitor cannot be started")]
+    Launch {
+        /// At which step and why.
+        #[source]
+        source: LaunchError,
+    },
+    /// The VMM ended before the guest ran.
+    #[error("the virtual machine monitor ended at once ({status}){}", Said(said))]
+    Ended {
+        /// How it ended.
+        status: String,
+        /// Its last words.
+        said: String,
+    },
+    /// The VMM refused a command or did not keep to its protocol.
+    #[error("the virtual machine monitor cannot be controlled{}", Said(said))]
+    Control {
+        /// What went wrong.
+        #[source]
+        source: ControlError,
+        /// Its last words.
+        said: String,
+    },
+    /// The VMM did not get the guest running in time.
+    #[error("the virtual machine monitor was not ready within {} s{}", after.as_secs(), Said(said))]
+    TimedOut {
+        /// The limit.
+        after: Duration,
+        /// Its last words.
+        said: String,
+    },
+}
+
+/// Adds the VMM's last words to a message, if there are any.
+struct Said<'a>(&'a str);
+
+impl fmt::Display for Said<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { Ok(()) } else { write!(f, ": {}", self.0) }
+    }
 }

@@ -30,6 +30,8 @@ pub enum FileAccess {
     Execute,
     /// Read and change anything, but for device nodes and running programs.
     Write,
+    /// Open a device node to read and write, and control it by `ioctl`.
+    Device,
 }
 
 impl FileAccess {
@@ -38,6 +40,7 @@ impl FileAccess {
         match self {
             Self::Read => read,
             Self::Execute => read | AccessFs::Execute,
+            Self::Device => make_bitflags!(AccessFs::{ReadFile | WriteFile | IoctlDev}),
             Self::Write => {
                 AccessFs::from_all(NEWEST)
                     & !make_bitflags!(AccessFs::{Execute | MakeChar | MakeBlock | IoctlDev})

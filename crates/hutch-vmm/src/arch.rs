@@ -1,0 +1,51 @@
+//! Every fact that depends on the architecture: one table each, and nothing of the kind elsewhere in this crate.
+
+/// What differs from one architecture to the next.
+#[derive(Debug)]
+pub(crate) struct Architecture {
+    /// The VMM's program.
+    pub(crate) program: &'static str,
+    /// The Debian package that has it.
+    pub(crate) debian_package: &'static str,
+    /// Machine type with its options: nothing that a guest of ours has a driver for but does not need.
+    pub(crate) machine: &'static str,
+    /// Kernel name of the console that the machine's serial port is.
+    pub(crate) console: &'static str,
+    /// Further kernel words that this machine wants.
+    pub(crate) kernel_words: &'static [&'static str],
+}
+
+/// PCs: q35 is the machine that 7.2 and 10 both have with PCI Express and without legacy IDE and floppy.
+static X86_64: Architecture = Architecture {
+    program: "qemu-system-x86_64",
+    debian_package: "qemu-system-x86",
+    machine: "q35,sata=off,smbus=off,usb=off,vmport=off,hpet=off",
+    console: "ttyS0",
+    kernel_words: &["no_timer_check"],
+};
+
+static AARCH64: Architecture = Architecture {
+    program: "qemu-system-aarch64",
+    debian_package: "qemu-system-arm",
+    machine: "virt,gic-version=max,usb=off",
+    console: "ttyAMA0",
+    kernel_words: &[],
+};
+
+/// The architecture that this program was built for: a guest is always of the host's.
+pub(crate) fn native() -> &'static Architecture {
+    if cfg!(target_arch = "aarch64") { &AARCH64 } else { &X86_64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_are_named_without_a_version_so_that_each_qemu_has_them() {
+        for architecture in [&X86_64, &AARCH64] {
+            let (name, _) = architecture.machine.split_once(',').unwrap();
+            assert!(name.chars().all(|c| c.is_ascii_alphanumeric()), "{name}");
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! QEMU behind the [`Vmm`] trait.
+//!
+//! ```text
+//!   discover    which program, which version
+//!   arguments   specification → command line, pure
+//!   files       what the VM opens, opened by us
+//!   confine     what the process may still do
+//!   qmp         the control protocol
+//!   process     start, watch, end
+//! ```
+
+mod arguments;
+mod confine;
+mod discover;
+mod files;
+mod process;
+mod qmp;
+
+use std::path::{Path, PathBuf};
+
+pub use self::discover::{DiscoverError, Version};
+pub use self::qmp::ControlError;
+use crate::{BoxFuture, StartError, Vm, VmSpec, Vmm};
+
+/// A QEMU of this machine.
+#[derive(Debug, Clone)]
+pub struct Qemu {
+    program: PathBuf,
+    version: Version,
+}
+
+impl Qemu {
+    /// The program.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Its version.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+}
+
+impl Vmm for Qemu {
+    fn start(&self, spec: VmSpec) -> BoxFuture<'_, Result<Box<dyn Vm>, StartError>> {
+        Box::pin(async move { Ok(Box::new(process::start(self, spec).await?) as Box<dyn Vm>) })
+    }
+}

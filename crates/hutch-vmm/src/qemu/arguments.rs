@@ -1,0 +1,199 @@
+//! The command line: a pure function of the specification and the numbers of the inherited descriptors.
+//!
+//! Options that QEMU parses by commas carry only fixed text and numbers; names go into JSON. What QEMU 10 removed
+//! (`-chardev fd`, `-no-hpet`, short boolean options) is not used.
+
+use serde_json::json;
+
+use crate::arch::Architecture;
+use crate::{Accelerator, StartError, VmSpec};
+
+/// Largest number of virtual CPUs that we give.
+const CPUS_MAX: u32 = 255;
+/// Less memory than this boots no kernel of a distribution.
+const MEMORY_MIN_MIB: u32 = 64;
+/// What a virtio disk can say as its serial number.
+const DISK_SERIAL_MAX: usize = 20;
+/// QEMU numbers virtio-serial ports 1 to 30 on one device.
+const PORTS_MAX: usize = 30;
+
+/// Size of the translation cache for each MiB of guest memory, and its bounds in MiB. Left alone, QEMU takes up to 1 GiB.
+const TB_SIZE_MIB: u32 = 256;
+
+/// Kernel words that every guest gets; see `docs/design/002-qemu-under-emulation.md` for what each saves.
+const KERNEL_WORDS: &[&str] = &[
+    // A panic resets at once, and a reset ends the VM.
+    "panic=-1",
+    "quiet",
+    // One tenant: there is nobody in the guest to protect from a neighbour's speculation, and under emulation the
+    // protections cost without protecting. The host protects itself.
+    "mitigations=off",
+];
+
+/// Numbers that the descriptors have in QEMU.
+#[derive(Debug)]
+pub(super) struct Descriptors {
+    pub(super) control: i32,
+    pub(super) serial: i32,
+    pub(super) kernel: i32,
+    pub(super) initramfs: i32,
+    pub(super) disks: Vec<i32>,
+    pub(super) ports: Vec<i32>,
+}
+
+/// Refuses what no VM can have, before anything is made.
+pub(super) fn check(spec: &VmSpec) -> Result<(), StartError> {
+    let refuse = |what: String| Err(StartError::Spec { what });
+    if !(1..=CPUS_MAX).contains(&spec.cpus) {
+        return refuse(format!("{} CPUs: 1 to {CPUS_MAX} are possible", spec.cpus));
+    }
+    if spec.memory_mib < MEMORY_MIN_MIB {
+        return refuse(format!(
+            "{} MiB of memory: at least {MEMORY_MIN_MIB} are needed",
+            spec.memory_mib
+        ));
+    }
+    if spec.ports.len() > PORTS_MAX {
+        return refuse(format!("{} ports: at most {PORTS_MAX} are possible", spec.ports.len()));
+    }
+    let plain = |name: &str| {
+        !name.is_empty()
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+    };
+    for (at, name) in spec.ports.iter().enumerate() {
+        if !plain(name) || spec.ports.iter().skip(at + 1).any(|other| other == name) {
+            return refuse(format!("a port named {name:?}"));
+        }
+    }
+    for (at, disk) in spec.disks.iter().enumerate() {
+        let twice = spec.disks.iter().skip(at + 1).any(|other| other.serial == disk.serial);
+        if !plain(&disk.serial) || disk.serial.len() > DISK_SERIAL_MAX || twice {
+            return refuse(format!("a disk with the serial number {:?}", disk.serial));
+        }
+    }
+    for word in &spec.kernel_arguments {
+        if word.is_empty() || !word.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return refuse(format!("the kernel argument {word:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// Builds the command line without the program.
+pub(super) fn build(
+    spec: &VmSpec,
+    architecture: &Architecture,
+    descriptors: &Descriptors,
+) -> Vec<String> {
+    let mut line = CommandLine::default();
+    line.flag("-nodefaults");
+    line.flag("-no-user-config");
+    line.option("-display", "none");
+    // The guest does not run before the control connection stands, so that no event is missed.
+    line.flag("-S");
+    // A guest's reset ends the VM, and says that it was a reset.
+    line.flag("-no-reboot");
+    line.option(
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+    );
+    line.option("-machine", format!("{},memory-backend=ram", architecture.machine));
+    match spec.accelerator {
+        Accelerator::Kvm => {
+            line.option("-accel", "kvm");
+            line.option("-cpu", "host");
+        }
+        Accelerator::Tcg => {
+            line.option("-accel", format!("tcg,thread=multi,tb-size={TB_SIZE_MIB}"));
+            line.option("-cpu", "max");
+        }
+    }
+    line.option("-smp", format!("cpus={0},sockets=1,cores={0},threads=1", spec.cpus));
+    line.option("-m", format!("{}M", spec.memory_mib));
+    line.option("-object", format!("memory-backend-ram,id=ram,size={}M", spec.memory_mib));
+
+    line.option("-chardev", format!("socket,id=control,fd={}", descriptors.control));
+    line.option("-mon", "chardev=control,mode=control");
+    line.option("-chardev", format!("socket,id=serial,fd={}", descriptors.serial));
+    line.option("-serial", "chardev:serial");
+
+    line.option("-kernel", inherited(descriptors.kernel));
+    line.option("-initrd", inherited(descriptors.initramfs));
+    line.option("-append", kernel_command_line(spec, architecture));
+
+    line.option("-object", "rng-builtin,id=entropy");
+    line.option("-device", "virtio-rng-pci,rng=entropy");
+    for (at, (disk, descriptor)) in spec.disks.iter().zip(&descriptors.disks).enumerate() {
+        line.disk(at, disk.read_only, &disk.serial, *descriptor);
+    }
+    if !spec.ports.is_empty() {
+        line.option("-device", "virtio-serial-pci,id=ports");
+    }
+    for (at, (name, descriptor)) in spec.ports.iter().zip(&descriptors.ports).enumerate() {
+        line.option("-chardev", format!("socket,id=port{at},fd={descriptor}"));
+        let device = json!({
+            "driver": "virtserialport", "bus": "ports.0", "nr": at + 1, "chardev": format!("port{at}"), "name": name,
+        });
+        line.option("-device", device.to_string());
+    }
+    line.0
+}
+
+/// The kernel's words, ours first: the last of two that disagree wins in the kernel.
+fn kernel_command_line(spec: &VmSpec, architecture: &Architecture) -> String {
+    let mut words = vec![format!("console={}", architecture.console)];
+    words.extend(KERNEL_WORDS.iter().chain(architecture.kernel_words).map(|&word| word.to_owned()));
+    words.extend(spec.kernel_arguments.iter().cloned());
+    words.join(" ")
+}
+
+/// A path by which QEMU opens a descriptor that it inherited. Needs no permission on the path that it came from.
+fn inherited(descriptor: i32) -> String {
+    format!("/proc/self/fd/{descriptor}")
+}
+
+#[derive(Debug, Default)]
+struct CommandLine(Vec<String>);
+
+impl CommandLine {
+    fn flag(&mut self, name: &str) {
+        self.0.push(name.to_owned());
+    }
+
+    fn option(&mut self, name: &str, value: impl Into<String>) {
+        self.0.push(name.to_owned());
+        self.0.push(value.into());
+    }
+
+    fn disk(&mut self, at: usize, read_only: bool, serial: &str, descriptor: i32) {
+        // Sets are numbered from 1; the number is all that connects a set with a block device.
+        let set = at + 1;
+        self.option("-add-fd", format!("fd={descriptor},set={set}"));
+        let block = json!({
+            // Raw, always: with a guessed format the guest could write a header that names a file of the host.
+            "driver": "raw",
+            "node-name": format!("disk{at}"),
+            "read-only": read_only,
+            // What the guest frees is free on the host.
+            "discard": "unmap",
+            "detect-zeroes": if read_only { "off" } else { "unmap" },
+            // Through the host's page cache: a guest's write survives the end of QEMU, and its flush is an fsync.
+            "cache": { "direct": false, "no-flush": false },
+            // The only way that works in the system-call filter of every version.
+            "file": { "driver": "file", "filename": format!("/dev/fdset/{set}"), "aio": "threads" },
+        });
+        self.option("-blockdev", block.to_string());
+        let mut device = json!({
+            "driver": "virtio-blk-pci", "drive": format!("disk{at}"), "serial": serial,
+            // A full disk of the host is an error that the guest sees, not a VM that stops for ever.
+            "rerror": "report",
+        });
+        if !read_only && let Some(device) = device.as_object_mut() {
+            device.insert("werror".to_owned(), json!("report"));
+        }
+        self.option("-device", device.to_string());
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,67 @@
+//! What the QEMU process may still do: read its own program and libraries, and use what it inherited.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use hutch_sys::jail::{FileAccess, Identity, Jail, SystemCalls, networking, privileged};
+
+use crate::Accelerator;
+
+/// Programs and libraries of the system; the dynamic loader is among them and must be executable.
+const LIBRARIES: [&str; 5] = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib"];
+/// Firmware, and the list of libraries. Nothing here is anyone's secret.
+const DATA: [&str; 5] = [
+    "/usr/share/qemu",
+    "/usr/share/seabios",
+    "/usr/local/share/qemu",
+    "/usr/share/AAVMF",
+    "/etc/ld.so.cache",
+];
+const KVM: &str = "/dev/kvm";
+
+/// Who QEMU runs as: not root when we are root, if the accelerator can still be reached.
+pub(super) fn identity(accelerator: Accelerator) -> Option<Identity> {
+    if !Identity::can_be_changed() {
+        return None;
+    }
+    match accelerator {
+        Accelerator::Tcg => Some(Identity::NOBODY),
+        Accelerator::Kvm => {
+            let device = std::fs::metadata(KVM).ok()?;
+            let others = device.mode() & 0o006 == 0o006;
+            let group = device.mode() & 0o060 == 0o060;
+            (others || group).then_some(Identity { gid: device.gid(), ..Identity::NOBODY })
+        }
+    }
+}
+
+/// The jail for QEMU. `readable` are the open files that it opens again by `/proc/self/fd`.
+pub(super) fn jail(
+    program: &Path,
+    accelerator: Accelerator,
+    identity: Option<Identity>,
+    readable: Vec<OwnedFd>,
+) -> Jail {
+    // QEMU's own filter denies spawning, changing user and scheduling; this one adds every network and what only root does.
+    let denied = networking().into_iter().chain(privileged()).collect();
+    let mut jail = Jail::new()
+        .allow_path(program, FileAccess::Execute)
+        .system_calls(SystemCalls::AllBut(denied));
+    for library in LIBRARIES {
+        jail = jail.allow_path_if_present(library, FileAccess::Execute);
+    }
+    for data in DATA {
+        jail = jail.allow_path_if_present(data, FileAccess::Read);
+    }
+    if accelerator == Accelerator::Kvm {
+        jail = jail.allow_path_if_present(KVM, FileAccess::Device);
+    }
+    for file in readable {
+        jail = jail.allow_open(file, FileAccess::Read);
+    }
+    if let Some(identity) = identity {
+        jail = jail.run_as(identity);
+    }
+    jail
+}
