@@ -186,7 +186,6 @@ impl TestEnvironment {
 
     /// The one process that runs this program.
     #[track_caller]
-    #[must_use]
     pub fn process(&self, program: &str) -> Process {
         let all = self.processes();
         let mut matching: Vec<_> =

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::account::Account;
+use crate::conversation::Conversation;
 use crate::terminal::Terminal;
 use crate::traces::signal_process;
 
@@ -102,6 +103,13 @@ impl Invocation {
     pub fn terminal(self, rows: u16, columns: u16) -> Terminal {
         let line = self.line();
         Terminal::start(&self.command, self.account, line, rows, columns)
+    }
+
+    /// Starts it to talk with it line by line.
+    #[track_caller]
+    pub fn converse(self) -> Conversation {
+        let line = self.line();
+        Conversation::start(self.command, line)
     }
 
     fn line(&self) -> String {

@@ -6,7 +6,10 @@
 //!   account       who runs the programs: an ordinary user, also when the tests run as root
 //!   invocation    one run of a program, with a deadline, its output kept apart
 //!   terminal      one run of a program in a pseudo-terminal, with the screen as a person sees it
+//!   conversation  one run of a program that answers line by line
 //!   sandbox       a sandbox of an environment
+//!   hostile       a guest that attacks its host
+//!   small_disk    a file system that can be filled
 //!   traces        processes, sockets and mounts that belong to an environment
 //!   wait          waiting for something with a deadline
 //! ```
@@ -16,15 +19,19 @@
 #![expect(clippy::panic, reason = "an expectation of a test that fails is a panic")]
 
 pub mod account;
+pub mod conversation;
 pub mod environment;
+pub mod hostile;
 pub mod invocation;
 pub mod sandbox;
+pub mod small_disk;
 pub mod stage;
 pub mod terminal;
 pub mod traces;
 pub mod wait;
 
 pub use account::Account;
+pub use conversation::Conversation;
 pub use environment::TestEnvironment;
 pub use invocation::{Invocation, Outcome, Running};
 pub use sandbox::TestSandbox;
