@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::process::Child;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -90,11 +91,7 @@ impl ProcessIdentity {
             Err(rustix::io::Errno::SRCH) => return Err(ProcessError::Ended { pid }),
             Err(error) => return Err(ProcessError::System { pid, source: error.into() }),
         };
-        if self.is_alive() {
-            Ok(Process { identity: *self, pidfd })
-        } else {
-            Err(ProcessError::Ended { pid })
-        }
+        if self.is_alive() { Ok(Process { pidfd }) } else { Err(ProcessError::Ended { pid }) }
     }
 }
 
@@ -120,14 +117,18 @@ impl Stat {
 /// A hold on one process: signals reach it or nobody.
 #[derive(Debug)]
 pub struct Process {
-    identity: ProcessIdentity,
     pidfd: OwnedFd,
 }
 
 impl Process {
-    /// Its name.
-    pub fn identity(&self) -> ProcessIdentity {
-        self.identity
+    /// Takes hold of a child of ours, even if it has ended: it is not reaped while it is borrowed, so that its number
+    /// cannot be another's.
+    pub fn of_child(child: &Child) -> io::Result<Self> {
+        let number = i32::try_from(child.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .ok_or(io::ErrorKind::NotFound)?;
+        Ok(Self { pidfd: pidfd_open(number, PidfdFlags::empty())? })
     }
 
     /// Asks it to end (`SIGTERM`). A process that has ended already is no error.

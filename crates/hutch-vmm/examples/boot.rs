@@ -4,7 +4,7 @@
 #![expect(clippy::print_stdout, reason = "an example talks to whoever runs it")]
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hutch_vmm::{Accelerator, Qemu, VmSpec, Vmm as _};
 use tokio::io::AsyncReadExt as _;
@@ -48,6 +48,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             read = port.read(&mut first) => println!("{:?} on the channel after {:?}", read, started.elapsed()),
             end = vm.wait() => println!("{end:?} after {:?}", started.elapsed()),
         }
+    }
+    if let Ok(end) = tokio::time::timeout(Duration::from_secs(2), vm.wait()).await {
+        println!("by itself: {end:?} after {:?}", started.elapsed());
     }
     println!("{}", String::from_utf8_lossy(&std::fs::read(scratch.path().join("serial.log"))?));
     vm.kill();

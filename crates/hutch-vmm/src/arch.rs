@@ -1,5 +1,7 @@
 //! Every fact that depends on the architecture: one table each, and nothing of the kind elsewhere in this crate.
 
+use std::borrow::Cow;
+
 /// What differs from one architecture to the next.
 #[derive(Debug)]
 pub(crate) struct Architecture {
@@ -13,6 +15,19 @@ pub(crate) struct Architecture {
     pub(crate) console: &'static str,
     /// Further kernel words that this machine wants.
     pub(crate) kernel_words: &'static [&'static str],
+    /// The guest of the probe, if there is one for this architecture.
+    pub(crate) stub: Option<Stub>,
+}
+
+/// A guest that does what a kernel does first and then ends QEMU with a status.
+#[derive(Debug, Clone)]
+pub(crate) struct Stub {
+    /// It is the machine's firmware.
+    pub(crate) firmware: Cow<'static, [u8]>,
+    /// The device by which it ends QEMU.
+    pub(crate) arguments: &'static [&'static str],
+    /// QEMU's exit status if all went well.
+    pub(crate) status: i32,
 }
 
 /// PCs: q35 is the machine that 7.2 and 10 both have with PCI Express and without legacy IDE and floppy.
@@ -22,6 +37,12 @@ static X86_64: Architecture = Architecture {
     machine: "q35,sata=off,smbus=off,usb=off,vmport=off,hpet=off",
     console: "ttyS0",
     kernel_words: &["no_timer_check"],
+    stub: Some(Stub {
+        firmware: Cow::Borrowed(include_bytes!("qemu/stub/x86_64.bin")),
+        arguments: &["-device", "isa-debug-exit,iobase=0xf4,iosize=4"],
+        // The device gives twice the byte, plus one.
+        status: 42 * 2 + 1,
+    }),
 };
 
 static AARCH64: Architecture = Architecture {
@@ -30,6 +51,7 @@ static AARCH64: Architecture = Architecture {
     machine: "virt,gic-version=max,usb=off",
     console: "ttyAMA0",
     kernel_words: &[],
+    stub: None,
 };
 
 /// The architecture that this program was built for: a guest is always of the host's.

@@ -14,6 +14,7 @@
 
 mod arch;
 mod logs;
+pub mod probe;
 pub mod qemu;
 
 use std::collections::BTreeMap;

@@ -89,6 +89,13 @@ impl Tail {
     }
 }
 
+/// The first line of what a failed program said, without control characters.
+pub(crate) fn first_line(said: &[u8]) -> String {
+    let said = String::from_utf8_lossy(said);
+    let line = said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+    line.chars().filter(|c| !c.is_control()).take(TAIL_MAX).collect()
+}
+
 /// Everything that the thread of one VM looks after.
 #[derive(Debug)]
 pub(crate) struct Watch {
@@ -97,8 +104,7 @@ pub(crate) struct Watch {
     pub(crate) errors: io::PipeReader,
     pub(crate) vmm_log: BoundedLog,
     pub(crate) tail: Tail,
-    /// None if it had ended before we could take hold of it.
-    pub(crate) process: Option<Process>,
+    pub(crate) process: Process,
 }
 
 impl Watch {
@@ -133,9 +139,7 @@ impl Watch {
                 return;
             }
         }
-        if let Some(process) = &self.process {
-            while !matches!(process.wait_ended(Duration::from_secs(3600)), Ok(true) | Err(_)) {}
-        }
+        while !matches!(self.process.wait_ended(Duration::from_secs(3600)), Ok(true) | Err(_)) {}
     }
 
     /// Waits until there is something to do. Closed streams are left out: they would report their end for ever.
@@ -147,7 +151,7 @@ impl Watch {
         };
         let serial = serial_open.then(|| add(self.serial.as_fd()));
         let errors = errors_open.then(|| add(self.errors.as_fd()));
-        let ended = self.process.as_ref().map(|process| add(process.as_fd()));
+        let ended = Some(add(self.process.as_fd()));
         loop {
             match poll(&mut polled, None) {
                 Ok(_) => break,

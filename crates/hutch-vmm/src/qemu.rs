@@ -7,6 +7,7 @@
 //!   confine     what the process may still do
 //!   qmp         the control protocol
 //!   process     start, watch, end
+//!   stub        the probe's guest
 //! ```
 
 mod arguments;
@@ -15,11 +16,13 @@ mod discover;
 mod files;
 mod process;
 mod qmp;
+mod stub;
 
 use std::path::{Path, PathBuf};
 
 pub use self::discover::{DiscoverError, Version};
 pub use self::qmp::ControlError;
+pub(crate) use self::stub::StubError;
 use crate::{BoxFuture, StartError, Vm, VmSpec, Vmm};
 
 /// A QEMU of this machine.

@@ -20,6 +20,10 @@ const PORTS_MAX: usize = 30;
 /// Size of the translation cache for each MiB of guest memory, and its bounds in MiB. Left alone, QEMU takes up to 1 GiB.
 const TB_SIZE_MIB: u32 = 256;
 
+/// QEMU's own system-call filter: no programs, no other user, no scheduling, nothing obsolete.
+pub(super) const SANDBOX: &str =
+    "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
 /// Kernel words that every guest gets; see `docs/design/002-qemu-under-emulation.md` for what each saves.
 const KERNEL_WORDS: &[&str] = &[
     // A panic resets at once, and a reset ends the VM.
@@ -93,21 +97,16 @@ pub(super) fn build(
     line.flag("-S");
     // A guest's reset ends the VM, and says that it was a reset.
     line.flag("-no-reboot");
-    line.option(
-        "-sandbox",
-        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-    );
+    line.option("-sandbox", SANDBOX);
     line.option("-machine", format!("{},memory-backend=ram", architecture.machine));
-    match spec.accelerator {
-        Accelerator::Kvm => {
-            line.option("-accel", "kvm");
-            line.option("-cpu", "host");
-        }
-        Accelerator::Tcg => {
-            line.option("-accel", format!("tcg,thread=multi,tb-size={TB_SIZE_MIB}"));
-            line.option("-cpu", "max");
-        }
-    }
+    line.option(
+        "-accel",
+        match spec.accelerator {
+            Accelerator::Kvm => "kvm".to_owned(),
+            Accelerator::Tcg => format!("tcg,thread=multi,tb-size={TB_SIZE_MIB}"),
+        },
+    );
+    line.option("-cpu", cpu(spec.accelerator));
     line.option("-smp", format!("cpus={0},sockets=1,cores={0},threads=1", spec.cpus));
     line.option("-m", format!("{}M", spec.memory_mib));
     line.option("-object", format!("memory-backend-ram,id=ram,size={}M", spec.memory_mib));
@@ -137,6 +136,14 @@ pub(super) fn build(
         line.option("-device", device.to_string());
     }
     line.0
+}
+
+/// The processor that the guest sees: everything that there is.
+pub(super) fn cpu(accelerator: Accelerator) -> &'static str {
+    match accelerator {
+        Accelerator::Kvm => "host",
+        Accelerator::Tcg => "max",
+    }
 }
 
 /// The kernel's words, ours first: the last of two that disagree wins in the kernel.

@@ -1,5 +1,6 @@
 //! What the QEMU process may still do: read its own program and libraries, and use what it inherited.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -58,7 +59,15 @@ pub(super) fn jail(
         jail = jail.allow_path_if_present(KVM, FileAccess::Device);
     }
     for file in readable {
-        jail = jail.allow_open(file, FileAccess::Read);
+        // A file in memory has no place in the file system: Landlock neither takes a rule for it nor restricts it.
+        let has_a_name = file
+            .try_clone()
+            .map(File::from)
+            .and_then(|file| file.metadata())
+            .is_ok_and(|of| of.nlink() > 0);
+        if has_a_name {
+            jail = jail.allow_open(file, FileAccess::Read);
+        }
     }
     if let Some(identity) = identity {
         jail = jail.run_as(identity);

@@ -8,7 +8,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
-use hutch_sys::process::{Process, ProcessIdentity};
+use hutch_sys::process::Process;
 use hutch_sys::spawn::{Launch, Resource};
 use serde_json::json;
 use tokio::net::UnixStream;
@@ -125,20 +125,20 @@ fn launch(qemu: &Qemu, spec: VmSpec) -> Result<Launched, StartError> {
     let control = to_async(control).map_err(resources)?;
     let started = launch.start().map_err(|source| StartError::Launch { source })?;
     let mut guard = Guard::new(started.child);
-    let watch =
-        Watch { serial, serial_log, errors, vmm_log, tail: tail.clone(), process: guard.process() };
+    let process = guard.open().map_err(resources)?;
+    let watch = Watch { serial, serial_log, errors, vmm_log, tail: tail.clone(), process };
     guard.ended = Some(watch.start().map_err(resources)?);
     Ok(Launched { process: guard, control, ports, tail, weaknesses: started.report.weaknesses() })
 }
 
-fn to_async(stream: BlockingStream) -> io::Result<UnixStream> {
+pub(super) fn to_async(stream: BlockingStream) -> io::Result<UnixStream> {
     stream.set_nonblocking(true)?;
     UnixStream::from_std(stream)
 }
 
 /// Owns the process: whoever drops it ends the process.
 #[derive(Debug)]
-struct Guard {
+pub(super) struct Guard {
     child: Option<Child>,
     pid: u32,
     /// Its sender is gone once the process has ended and its last words are written.
@@ -146,13 +146,17 @@ struct Guard {
 }
 
 impl Guard {
-    fn new(child: Child) -> Self {
+    pub(super) fn new(child: Child) -> Self {
         Self { pid: child.id(), child: Some(child), ended: None }
     }
 
-    /// Takes hold of the process; none if it has ended already. Its number cannot be reused: it is not reaped yet.
-    fn process(&self) -> Option<Process> {
-        ProcessIdentity::of(self.pid).and_then(|identity| identity.open()).ok()
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Takes hold of the process. Its number cannot be reused: it is not reaped yet.
+    pub(super) fn open(&self) -> io::Result<Process> {
+        Process::of_child(self.child.as_ref().ok_or_else(reaped)?)
     }
 
     /// Waits for the end of the process. Cancel safe.
@@ -161,18 +165,26 @@ impl Guard {
             // Nothing is ever sent: the channel tells its end.
             while ended.changed().await.is_ok() {}
         }
-        let child = self.child.as_mut().ok_or_else(|| io::Error::other("already reaped"))?;
         // The process is a zombie, so that this does not block.
-        child.wait()
+        self.reap()
     }
 
-    fn kill(&mut self) {
+    /// Waits for the end of the process and takes its status. Blocks.
+    pub(super) fn reap(&mut self) -> io::Result<ExitStatus> {
+        self.child.as_mut().ok_or_else(reaped)?.wait()
+    }
+
+    pub(super) fn kill(&mut self) {
         if let Some(child) = &mut self.child
             && let Err(error) = child.kill()
         {
             tracing::error!(pid = self.pid, %error, "the virtual machine monitor cannot be killed");
         }
     }
+}
+
+fn reaped() -> io::Error {
+    io::Error::other("already reaped")
 }
 
 impl Drop for Guard {
@@ -284,7 +296,7 @@ fn classify(status: ExitStatus, observed: &Observed, killed: bool, said: &str) -
 }
 
 /// Says in words how a process ended.
-fn describe(status: ExitStatus) -> String {
+pub(super) fn describe(status: ExitStatus) -> String {
     match (status.signal(), status.code()) {
         (Some(signal), _) => format!("it was ended by signal {signal}"),
         (None, Some(code)) => format!("it ended with status {code}"),

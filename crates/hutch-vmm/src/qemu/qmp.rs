@@ -4,7 +4,6 @@
 //! beyond how this one VM ended. [`Lines`] and [`Message::parse`] are pure; [`Client`] drives them.
 
 use std::io;
-use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -43,14 +42,6 @@ pub enum ControlError {
         command: &'static str,
         /// What it said, shortened and without control characters.
         description: String,
-    },
-    /// No answer in time.
-    #[error("it did not answer {command} within {} s", after.as_secs())]
-    NoAnswer {
-        /// The command.
-        command: &'static str,
-        /// The limit.
-        after: Duration,
     },
 }
 
@@ -216,17 +207,6 @@ impl Client {
             Some(_) => Err(ControlError::Malformed),
             None => Err(self.reason_of_end().await),
         }
-    }
-
-    /// Like [`Client::execute`], with a limit.
-    pub(super) async fn execute_within(
-        &mut self,
-        after: Duration,
-        command: &'static str,
-        arguments: Value,
-    ) -> Result<Value, ControlError> {
-        let answer = tokio::time::timeout(after, self.execute(command, arguments)).await;
-        answer.unwrap_or(Err(ControlError::NoAnswer { command, after }))
     }
 
     async fn reason_of_end(&mut self) -> ControlError {
