@@ -27,7 +27,8 @@ impl Conversation {
     #[track_caller]
     pub(crate) fn start(mut command: Command, line: String) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot run {line}: {error}"));
+        let mut child =
+            command.spawn().unwrap_or_else(|error| panic!("cannot run {line}: {error}"));
         let (sender, answers) = channel();
         if let Some(stdout) = child.stdout.take() {
             thread::spawn(move || {
@@ -90,7 +91,8 @@ impl Conversation {
     #[track_caller]
     fn broken(&mut self, what: &str) -> ! {
         signal_process(self.child.id(), Signal::KILL);
-        let complaints = self.complaints.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
+        let complaints =
+            self.complaints.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
         panic!("`{}`: {what}\n--- stderr\n{complaints}", self.line);
     }
 }

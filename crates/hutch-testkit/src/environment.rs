@@ -142,8 +142,14 @@ impl TestEnvironment {
     /// Another program in this world.
     #[must_use]
     pub fn program(&self, program: impl AsRef<OsStr>) -> Invocation {
+        self.program_as(self.account, program)
+    }
+
+    /// Another program in this world, run by somebody else.
+    #[must_use]
+    pub fn program_as(&self, account: Account, program: impl AsRef<OsStr>) -> Invocation {
         let home = self.path("home");
-        let mut invocation = Invocation::new(program, self.account)
+        let mut invocation = Invocation::new(program, account)
             .directory(&home)
             .variable("HOME", &home)
             .variable("USER", "tester")

@@ -43,10 +43,10 @@ impl Stage {
         self.root.join("guest").join(name)
     }
 
-    /// QEMU 10, unpacked from its distribution's packages: a wrapper that runs it with its own libraries.
+    /// The `/usr` of Debian 13 as far as its QEMU 10 needs it, unpacked from packages.
     #[must_use]
     pub fn qemu_10(&self) -> PathBuf {
-        self.root.join("qemu-10/qemu-system")
+        self.root.join("qemu-10/usr")
     }
 }
 
