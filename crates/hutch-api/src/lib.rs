@@ -33,7 +33,7 @@ pub enum Open {
 pub enum Request {
     /// What is the sandbox doing.
     Status,
-    /// Waits until the sandbox is ready, or has failed.
+    /// Waits until the sandbox is no longer booting: it is ready, on its way down, or has failed.
     WaitReady,
     /// Stops the sandbox: clean power-off, then force after `timeout_ms`. Answers when everything has ended.
     Stop {
@@ -47,7 +47,7 @@ pub enum Request {
 pub enum Response {
     /// Answer to [`Request::Status`] and [`Request::WaitReady`].
     Status(Status),
-    /// The sandbox has stopped.
+    /// The sandbox has stopped. The keeper's lock is released an instant later, when its process ends.
     Stopped,
     /// It did not work: one sentence.
     Failed {
@@ -75,6 +75,8 @@ pub struct Status {
     pub workspace_pid: Option<u32>,
     /// Milliseconds from the keeper's start to ready.
     pub ready_ms: Option<u64>,
+    /// Pings in a row that the guest has not answered; 0 for a healthy guest.
+    pub unanswered_pings: u32,
 }
 
 /// The life of a sandbox as its keeper sees it.

@@ -1,0 +1,172 @@
+//! The keeper: one process a running sandbox, the only owner of its life.
+//!
+//! ```text
+//!   command lines ──unix socket──▶ server ─▶ client ─┬─ calls ──▶ driver ──▶ VMM, workspace worker
+//!                                                    └─ exec ───▶ guest channel (relayed as it is)
+//! ```
+//!
+//! [`driver`] is one task and the only one that starts, judges and ends anything; everybody else sends it a
+//! [`driver::Command`] or looks at the [`state::State`] that it publishes. Invariants: a sandbox is ready only after its
+//! init answered over the channel; nothing that a guest sends makes the keeper hold more memory than the limits of
+//! [`hutch_wire`], stop serving other sandboxes, or write without bound.
+
+mod attach;
+mod client;
+mod control;
+mod driver;
+mod exec;
+mod guest;
+mod log;
+mod machine;
+mod privileges;
+mod server;
+mod state;
+mod workspace;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hutch_store::{FileError, KeeperRecord, LastEnd, LoadError, LockError, SandboxName, Store};
+use hutch_sys::process::{ProcessError, ProcessIdentity};
+use hutch_vmm::{Accelerator, Vmm};
+use tokio::sync::mpsc;
+
+pub use self::driver::Command;
+pub use self::log::start_log;
+pub use self::privileges::give_up_at_start;
+pub use self::server::ServerError;
+pub use self::workspace::{HutchWorkspace, WorkspaceHost, WorkspaceStart, WorkspaceWorker};
+
+/// What a keeper is told by the command that starts it.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Which sandbox.
+    pub sandbox: SandboxName,
+    /// Kernel image.
+    pub kernel: PathBuf,
+    /// Initramfs.
+    pub initramfs: PathBuf,
+    /// The template's disk image.
+    pub template_image: PathBuf,
+    /// What runs the guest.
+    pub accelerator: Accelerator,
+    /// How long the sandbox may be without activity; `None` = for ever.
+    pub idle_timeout: Option<Duration>,
+    /// How long it may take from the VM's start until init is ready.
+    pub boot_timeout: Duration,
+}
+
+/// What a keeper runs a sandbox with; tests have their own.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// Starts the VM.
+    pub vmm: Arc<dyn Vmm>,
+    /// Starts the workspace worker.
+    pub workspace: Arc<dyn WorkspaceHost>,
+}
+
+/// Why a keeper could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    /// Another one has the sandbox, or it is being removed.
+    #[error("the sandbox `{sandbox}` is running already")]
+    Running {
+        /// Its name.
+        sandbox: SandboxName,
+    },
+    /// The lock cannot be used.
+    #[error(transparent)]
+    Lock(LockError),
+    /// The record cannot be read.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A file cannot be written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// `/proc` does not say who we are.
+    #[error("the keeper cannot identify itself")]
+    Identity(#[from] ProcessError),
+    /// The socket.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+}
+
+/// How long a keeper waits for the lock: a command that looks whether a sandbox runs holds it for an instant, and a
+/// keeper that has answered its last request holds it until its process is gone.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long clients may take to read their last answer.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Keeps a sandbox from its start to its end. Calls `listening` when clients can connect. `commands` may also come from
+/// signals.
+pub async fn keep(
+    store: Store,
+    settings: Settings,
+    parts: Parts,
+    listening: impl FnOnce(),
+    commands: (mpsc::Sender<Command>, mpsc::Receiver<Command>),
+) -> Result<LastEnd, KeeperError> {
+    let started = tokio::time::Instant::now();
+    let name = settings.sandbox.clone();
+    // Held until the end of this function, on every way out.
+    let _lock = lock(&store, &name)?;
+    let record = store.load(&name)?;
+    let socket = store.layout().socket(&record.id);
+    let listener = server::Listener::bind(&socket)?;
+    let own = ProcessIdentity::own()?;
+    let keeper = KeeperRecord {
+        format_version: hutch_store::record::FORMAT_VERSION,
+        pid: own.pid,
+        start_time: own.start_time,
+        socket: hutch_store::HostPath::new(socket)
+            .map_err(|error| ServerError::Path { path: error.path })?,
+    };
+    store.write_keeper(&name, &keeper)?;
+
+    let (sender, receiver) = commands;
+    let (state, watched) = state::State::new(settings.accelerator);
+    let sessions = state::Sessions::new();
+    let server = server::Server::start(listener, watched, sender, sessions.clone());
+    listening();
+    tracing::info!(sandbox = %name, pid = own.pid, "listening");
+
+    let driver = driver::Driver {
+        store: &store,
+        settings: &settings,
+        parts: &parts,
+        record: &record,
+        state,
+        sessions,
+        commands: receiver,
+        started,
+    };
+    let end = driver.run().await;
+    // What the driver published last must still reach whoever waits for it.
+    server.finish(LAST_WORDS).await;
+    Ok(end)
+}
+
+/// Takes the lock. Whoever holds it for an instant is waited for; a keeper that lives is not.
+fn lock(store: &Store, name: &SandboxName) -> Result<hutch_store::Lock, KeeperError> {
+    let running = || KeeperError::Running { sandbox: name.clone() };
+    match store.lock(name, Duration::ZERO) {
+        Ok(lock) => return Ok(lock),
+        Err(LockError::Held { .. }) => {}
+        Err(LockError::Gone { .. }) => {
+            return Err(LoadError::NotFound { name: name.clone() }.into());
+        }
+        Err(error) => return Err(KeeperError::Lock(error)),
+    }
+    if let Ok(Some(keeper)) = store.keeper(name)
+        && std::path::Path::new(keeper.socket.as_path()).exists()
+    {
+        return Err(running());
+    }
+    match store.lock(name, LOCK_PATIENCE) {
+        Ok(lock) => Ok(lock),
+        Err(LockError::Held { .. }) => Err(running()),
+        Err(error) => Err(KeeperError::Lock(error)),
+    }
+}

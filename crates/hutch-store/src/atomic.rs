@@ -47,7 +47,7 @@ const TEMPORARY: &str = ".write-";
 
 /// Replaces the content of `path`, readable for us alone.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), FileError> {
-    let directory = path.parent().unwrap_or(Path::new("."));
+    let directory = path.parent().unwrap_or_else(|| Path::new("."));
     let random = random_hex::<6>()
         .map_err(|error| FileError::new("write", path, io::Error::other(error)))?;
     let temporary = directory.join(format!("{TEMPORARY}{random}"));

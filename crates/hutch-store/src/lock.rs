@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 
 use crate::atomic::FileError;
 
@@ -45,13 +45,21 @@ pub enum LockError {
 impl Lock {
     /// Takes the lock, waiting at most so long. The file is made where its directory exists.
     pub fn take(path: &Path, at_most: Duration) -> Result<Self, LockError> {
-        Self::acquire(path, at_most, FlockOperation::NonBlockingLockExclusive)
+        Self::acquire(path, OFlags::CREATE, at_most, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Takes the lock if its file exists and nobody holds it. Never makes the file: somebody may just be removing the
+    /// directory.
+    pub(crate) fn take_existing(path: &Path) -> Result<Self, LockError> {
+        let operation = FlockOperation::NonBlockingLockExclusive;
+        Self::acquire(path, OFlags::empty(), Duration::ZERO, operation)
     }
 
     /// Says whether somebody holds the lock. What does not exist is not held.
     pub fn is_held(path: &Path) -> Result<bool, LockError> {
         // Shared, so that two who ask at once do not see each other.
-        match Self::acquire(path, Duration::ZERO, FlockOperation::NonBlockingLockShared) {
+        let operation = FlockOperation::NonBlockingLockShared;
+        match Self::acquire(path, OFlags::empty(), Duration::ZERO, operation) {
             Ok(_) | Err(LockError::Gone { .. }) => Ok(false),
             Err(LockError::Held { .. }) => Ok(true),
             Err(error) => Err(error),
@@ -60,13 +68,14 @@ impl Lock {
 
     fn acquire(
         path: &Path,
+        flags: OFlags,
         at_most: Duration,
         operation: FlockOperation,
     ) -> Result<Self, LockError> {
         let failed = |error| LockError::File(FileError::new("lock", path, error));
         let started = Instant::now();
         loop {
-            let file = match open(path) {
+            let file = match open(path, flags) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     return Err(LockError::Gone { path: path.to_owned() });
@@ -92,16 +101,13 @@ impl Lock {
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
+fn open(path: &Path, flags: OFlags) -> io::Result<File> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     OpenOptions::new()
         .read(true)
         .write(true)
-        .create(true)
-        .truncate(false)
         .mode(0o600)
-        .custom_flags(
-            (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits().cast_signed(),
-        )
+        .custom_flags(flags.bits().cast_signed())
         .open(path)
 }
 

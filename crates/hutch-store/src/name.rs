@@ -94,7 +94,7 @@ impl SandboxName {
     /// The name a sandbox gets when nobody chose one: `<agent>-<last part of the workspace>`, where runs of characters
     /// that no name can have become one `-`.
     pub fn suggest(agent: &str, workspace: &Path) -> Self {
-        let last = workspace.file_name().unwrap_or(OsStr::new("root")).to_string_lossy();
+        let last = workspace.file_name().unwrap_or_else(|| OsStr::new("root")).to_string_lossy();
         let mut text = format!("{agent}-");
         for c in last.chars() {
             if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '+') {

@@ -49,8 +49,8 @@ impl Programs {
         if let Some(libexec) = libexec {
             return Self { directories: vec![libexec.to_owned()], target_builds: Vec::new() };
         }
-        let beside = executable.parent().unwrap_or(Path::new("/")).to_owned();
-        let above = beside.parent().unwrap_or(Path::new("/"));
+        let beside = executable.parent().unwrap_or_else(|| Path::new("/")).to_owned();
+        let above = beside.parent().unwrap_or_else(|| Path::new("/"));
         let target = above.join(format!("{}-unknown-linux-gnu", std::env::consts::ARCH));
         Self {
             target_builds: vec![target.join("release"), target.join("debug")],

@@ -199,6 +199,9 @@ pub struct LastEnd {
     pub clean: bool,
     /// One sentence.
     pub reason: String,
+    /// After a failure the last lines of the guest's console, printable.
+    #[serde(default)]
+    pub console: Vec<String>,
 }
 
 /// Why a file's content cannot be used.

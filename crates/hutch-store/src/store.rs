@@ -399,14 +399,11 @@ impl Store {
             return Ok(());
         }
         // Whoever makes a directory holds this until it holds the directory's own lock.
-        let _lock = match self.lock_records() {
-            Ok(lock) => lock,
-            // Untidy, but no reason to refuse a command: the next one tries again.
-            Err(_) => return Ok(()),
-        };
+        // Untidy, but no reason to refuse a command: the next one tries again.
+        let Ok(_lock) = self.lock_records() else { return Ok(()) };
         for name in leftovers {
             let path = self.layout.sandboxes().join(name);
-            match Lock::take(&path.join("lock"), Duration::ZERO) {
+            match Lock::take_existing(&path.join("lock")) {
                 Err(LockError::Held { .. }) => {}
                 // Again: a leftover that cannot be removed now harms nobody.
                 _ => drop(remove_all(&path)),

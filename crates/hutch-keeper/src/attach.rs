@@ -1,0 +1,105 @@
+//! What makes a prepared VM this sandbox.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hutch_store::SandboxRecord;
+use hutch_wire::guest::{AttachSpec, Bytes, WorkspaceMount};
+
+/// The user that owns the sandbox's home.
+const USER: &str = "agent";
+
+/// Enough to seed the kernel's pool.
+const ENTROPY: usize = 64;
+
+/// Why it cannot be said.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AttachError {
+    /// A workspace is not there.
+    #[error("the workspace {} cannot be used: {source}", path.display())]
+    Workspace {
+        /// Its path.
+        path: PathBuf,
+        /// Why; part of the message because this sentence is all that a client gets.
+        source: io::Error,
+    },
+    /// It is neither a file nor a directory.
+    #[error("the workspace {} is neither a directory nor a file", path.display())]
+    Kind {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// No random numbers.
+    #[error("the system gives no random numbers")]
+    Random,
+}
+
+/// Builds it afresh: the random bytes must never be used twice.
+pub(crate) fn attach_spec(record: &SandboxRecord) -> Result<AttachSpec, AttachError> {
+    let mut entropy = vec![0; ENTROPY];
+    getrandom::fill(&mut entropy).map_err(|_| AttachError::Random)?;
+    let mut workspaces = Vec::new();
+    for workspace in &record.workspaces {
+        let path = workspace.path.as_path();
+        let metadata = fs::metadata(path)
+            .map_err(|source| AttachError::Workspace { path: path.to_owned(), source })?;
+        if !metadata.is_dir() && !metadata.is_file() {
+            return Err(AttachError::Kind { path: path.to_owned() });
+        }
+        workspaces.push(WorkspaceMount {
+            path: Bytes::from(workspace.path.as_bytes()),
+            read_only: workspace.read_only,
+            directory: metadata.is_dir(),
+        });
+    }
+    Ok(AttachSpec {
+        entropy: Bytes::from(entropy),
+        realtime_ns: realtime_ns(),
+        hostname: record.name.hostname(),
+        machine_id: record.machine_id.clone(),
+        time_zone: time_zone(),
+        workspaces,
+        environment: environment(record),
+        user: USER.to_owned(),
+    })
+}
+
+/// The environment of every session. `TERM` is the session's own.
+fn environment(record: &SandboxRecord) -> Vec<(Bytes, Bytes)> {
+    let pair = |name: &str, value: &[u8]| (Bytes::from(name.as_bytes()), Bytes::from(value));
+    let mut environment = vec![
+        pair("LANG", b"C.UTF-8"),
+        pair("IS_SANDBOX", b"1"),
+        pair("SANDBOX_VM_ID", record.id.as_str().as_bytes()),
+    ];
+    if let Some(first) = record.workspaces.first() {
+        environment.push(pair("WORKSPACE_DIR", first.path.as_bytes()));
+        environment.push(pair("WORKDIR", first.path.as_bytes()));
+    }
+    // Last, so that it wins.
+    environment.extend(record.environment.iter().map(|(name, value)| pair(name, value.as_bytes())));
+    environment
+}
+
+/// Nanoseconds since 1970.
+pub(crate) fn realtime_ns() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The host's time zone by the link that `/etc/localtime` is (localtime(5)).
+fn time_zone() -> Option<String> {
+    zone_of_link(&fs::read_link("/etc/localtime").ok()?)
+}
+
+fn zone_of_link(link: &Path) -> Option<String> {
+    let text = link.as_os_str().as_bytes();
+    let marker = b"zoneinfo/";
+    let at = text.windows(marker.len()).position(|part| part == marker)?;
+    let zone = std::str::from_utf8(text.get(at + marker.len()..)?).ok()?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '_' | '-' | '+');
+    (!zone.is_empty() && zone.len() <= 64 && zone.chars().all(plain)).then(|| zone.to_owned())
+}

@@ -1,0 +1,357 @@
+//! The life of one sandbox: `Booting → Ready → Stopping → Gone`, or `Failed`.
+//!
+//! ```text
+//!            ┌────────┐  init answered   ┌───────┐
+//!   start ──▶│Booting │─────────────────▶│ Ready │
+//!            └───┬────┘                  └───┬───┘
+//!                │ stop, failure, time       │ stop, signal, idle, failure of any part
+//!                ▼                           ▼
+//!            ┌───────────────────────────────────┐        ┌──────────────┐
+//!            │ Stopping: the only place that     │───────▶│ Gone, Failed │
+//!            │ ends the VM, the worker, the rest │        └──────────────┘
+//!            └───────────────────────────────────┘
+//! ```
+//!
+//! One task; the only one that changes the published [`State`] and the only owner of the [`Machine`].
+
+use std::time::Duration;
+
+use hutch_store::{LastEnd, SandboxRecord, Store};
+use hutch_vmm::{Vm, VmEnd};
+use hutch_wire::guest::{CHANNEL_PORT, WORKSPACE_PORT};
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+use crate::control::ControlEvent;
+use crate::guest::{self, Guest};
+use crate::log::console_tail;
+use crate::machine::{Machine, Scratch, vm_spec};
+use crate::state::{Sessions, Stage, State};
+use crate::workspace::WorkspaceStart;
+use crate::{Parts, Settings, attach, privileges};
+
+/// What others ask of the driver.
+#[derive(Debug, Clone)]
+pub enum Command {
+    /// End the sandbox.
+    Stop {
+        /// How long the guest may take to power off.
+        at_most: Duration,
+        /// Why, as a sentence for `status.json`.
+        reason: &'static str,
+    },
+}
+
+/// How long the guest may take to power off when nobody said.
+pub(crate) const POWER_OFF: Duration = Duration::from_secs(20);
+/// The same when a part of the sandbox has failed: the data disk is still worth a sync.
+const POWER_OFF_AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// How long a killed process may take to be gone.
+const KILLED: Duration = Duration::from_secs(10);
+/// After the channel was lost, how long the VM's own end may take to be the better reason.
+const BETTER_REASON: Duration = Duration::from_secs(1);
+/// Lines of the console that are kept with a failure.
+const CONSOLE_LINES: usize = 8;
+
+pub(crate) struct Driver<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) settings: &'a Settings,
+    pub(crate) parts: &'a Parts,
+    pub(crate) record: &'a SandboxRecord,
+    pub(crate) state: watch::Sender<State>,
+    pub(crate) sessions: Sessions,
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) started: Instant,
+}
+
+/// Why the sandbox ends.
+#[derive(Debug)]
+struct Ending {
+    reason: String,
+    how: How,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// Somebody wants it so.
+    Wanted { at_most: Duration },
+    /// A part failed, but the guest may still be able to power off.
+    Broken,
+    /// The guest has ended, or is not to be trusted with another word.
+    Over,
+    /// The guest powered off by itself.
+    PoweredOff,
+}
+
+impl Ending {
+    fn over(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), how: How::Over }
+    }
+
+    fn of_vm(end: VmEnd) -> Self {
+        match end {
+            VmEnd::PoweredOff => {
+                Self { reason: "the guest powered off".to_owned(), how: How::PoweredOff }
+            }
+            VmEnd::GuestCrashed => Self::over("the guest's kernel crashed"),
+            VmEnd::VmmFailed { reason } => {
+                Self::over(format!("the virtual machine ended: {reason}"))
+            }
+        }
+    }
+
+    fn of_command(command: Option<&Command>) -> Self {
+        match command {
+            Some(&Command::Stop { at_most, reason }) => {
+                Self { reason: reason.to_owned(), how: How::Wanted { at_most } }
+            }
+            // `keep` holds a sender for as long as it runs.
+            None => Self { reason: "stopped".to_owned(), how: How::Wanted { at_most: POWER_OFF } },
+        }
+    }
+
+    fn of_worker(said: &str) -> Self {
+        Self { reason: format!("the workspace worker ended: {said}"), how: How::Broken }
+    }
+}
+
+impl Driver<'_> {
+    /// From the start to the end.
+    pub(crate) async fn run(mut self) -> LastEnd {
+        let mut machine = Machine::default();
+        let ending = match self.boot(&mut machine).await {
+            Ok(()) => self.serve(&mut machine).await,
+            Err(ending) => ending,
+        };
+        self.stop(machine, ending).await
+    }
+
+    /// Starts everything, until init says that sessions can start.
+    async fn boot(&mut self, machine: &mut Machine) -> Result<(), Ending> {
+        let layout = self.store.layout();
+        let attach =
+            attach::attach_spec(self.record).map_err(|error| Ending::over(error.to_string()))?;
+        let spec = vm_spec(layout, self.settings, self.record).map_err(Ending::over)?;
+        machine.scratch = Some(Scratch::make(spec.scratch.clone()).map_err(Ending::over)?);
+        let mut vm =
+            self.parts.vmm.start(spec).await.map_err(|error| Ending::over(chain(&error)))?;
+        self.state.send_modify(|state| state.vmm_pid = Some(vm.pid()));
+        tracing::info!(pid = vm.pid(), weaknesses = ?vm.weaknesses(), "the VM runs");
+        let deadline = Instant::now() + self.settings.boot_timeout;
+        let mut ports = vm.take_ports();
+        let vm = machine.vm.insert(vm);
+        let no_port = |name: &str| Ending::over(format!("the virtual machine has no port {name}"));
+        let channel = ports.remove(CHANNEL_PORT).ok_or_else(|| no_port(CHANNEL_PORT))?;
+        let workspace = ports.remove(WORKSPACE_PORT).ok_or_else(|| no_port(WORKSPACE_PORT))?;
+
+        let paths = self.store.paths(&self.record.name);
+        let start = WorkspaceStart {
+            workspaces: self.record.workspaces.clone(),
+            port: workspace,
+            log: paths.log("workspace"),
+        };
+        let worker =
+            self.parts.workspace.start(start).await.map_err(|error| {
+                Ending::over(format!("the workspaces cannot be served: {error}"))
+            })?;
+        self.state.send_modify(|state| state.workspace_pid = Some(worker.pid()));
+        tracing::info!(pid = worker.pid(), "the workspace worker runs");
+        let worker = machine.worker.insert(worker);
+
+        let connected = tokio::select! {
+            end = vm.wait() => return Err(Ending::of_vm(end)),
+            said = worker.wait() => return Err(Ending::of_worker(&said)),
+            command = self.commands.recv() => return Err(Ending::of_command(command.as_ref())),
+            connected = timeout_at(deadline, guest::connect(channel, attach, paths.log("init"))) => connected,
+        };
+        let guest = match connected {
+            Ok(Ok(guest)) => guest,
+            Ok(Err(reason)) => return Err(why(vm, reason).await),
+            Err(_) => {
+                let limit = self.settings.boot_timeout.as_secs();
+                return Err(Ending::over(format!("the guest was not ready within {limit} s")));
+            }
+        };
+        privileges::give_up_when_running();
+        let ready_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.state.send_modify(|state| {
+            state.stage = Stage::Ready;
+            state.ready_ms = Some(ready_ms);
+            state.guest = Some(guest.connection.clone());
+        });
+        tracing::info!(ready_ms, "ready");
+        machine.guest = Some(guest);
+        Ok(())
+    }
+
+    /// Watches everything, until something ends or is to end.
+    async fn serve(&mut self, machine: &mut Machine) -> Ending {
+        let (Some(vm), Some(worker), Some(Guest { connection, control })) =
+            (&mut machine.vm, &mut machine.worker, &mut machine.guest)
+        else {
+            return Ending::over("the sandbox is incomplete");
+        };
+        let idle = async {
+            match self.settings.idle_timeout {
+                Some(timeout) => self.sessions.idle_for(timeout).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(idle);
+        loop {
+            let lost = tokio::select! {
+                end = vm.wait() => return Ending::of_vm(end),
+                said = worker.wait() => {
+                    // A VM that ends closes its ports, which ends the worker.
+                    return match timeout(BETTER_REASON, vm.wait()).await {
+                        Ok(end) => Ending::of_vm(end),
+                        Err(_) => Ending::of_worker(&said),
+                    };
+                }
+                command = self.commands.recv() => return Ending::of_command(command.as_ref()),
+                () = &mut idle => {
+                    return Ending {
+                        reason: "idle for too long".to_owned(),
+                        how: How::Wanted { at_most: POWER_OFF },
+                    };
+                }
+                error = connection.closed() => guest::lost(&error),
+                event = control.event() => match event {
+                    ControlEvent::Failed(reason) => reason,
+                    ControlEvent::Unanswered(count) => {
+                        if count > 0 {
+                            tracing::warn!(count, "the guest does not answer pings");
+                        }
+                        self.state.send_modify(|state| state.unanswered_pings = count);
+                        continue;
+                    }
+                },
+            };
+            return why(vm, lost).await;
+        }
+    }
+
+    /// Ends everything, in order, and writes down how it was. The only clean-up there is.
+    async fn stop(&mut self, mut machine: Machine, ending: Ending) -> LastEnd {
+        tracing::info!(reason = ending.reason, how = ?ending.how, "stopping");
+        self.state.send_modify(|state| {
+            state.stage = Stage::Stopping;
+            state.guest = None;
+        });
+        let mut clean = ending.how == How::PoweredOff;
+        if let (Some(vm), Some(guest)) = (&mut machine.vm, &mut machine.guest) {
+            let at_most = match ending.how {
+                How::Wanted { at_most } => Some(at_most),
+                How::Broken => Some(POWER_OFF_AFTER_FAILURE),
+                How::Over | How::PoweredOff => None,
+            };
+            if let Some(at_most) = at_most {
+                clean = power_off(vm.as_mut(), guest, &mut self.commands, at_most).await;
+            }
+        }
+        if let Some(vm) = &mut machine.vm {
+            vm.kill();
+            if timeout(KILLED, vm.wait()).await.is_err() {
+                tracing::error!(pid = vm.pid(), "the VM does not end");
+            }
+        }
+        // After the VM, so that everything the guest wrote has been served.
+        machine.guest = None;
+        if let Some(worker) = &mut machine.worker {
+            // The end of its port lets it finish what it is at.
+            if timeout(BETTER_REASON, worker.wait()).await.is_err() {
+                worker.kill();
+                if timeout(KILLED, worker.wait()).await.is_err() {
+                    tracing::error!(pid = worker.pid(), "the workspace worker does not end");
+                }
+            }
+        }
+        drop(machine);
+        self.record_end(&ending, clean)
+    }
+
+    fn record_end(&self, ending: &Ending, clean: bool) -> LastEnd {
+        let wanted = matches!(ending.how, How::Wanted { .. } | How::PoweredOff);
+        let name = &self.record.name;
+        let console = if wanted && clean {
+            Vec::new()
+        } else {
+            console_tail(&self.store.paths(name).log("serial"), CONSOLE_LINES)
+        };
+        let end = LastEnd {
+            format_version: hutch_store::record::FORMAT_VERSION,
+            at: Timestamp::now(),
+            clean,
+            reason: ending.reason.clone(),
+            console,
+        };
+        if let Err(error) = self.store.write_last_end(name, &end) {
+            tracing::error!(%error, "the end cannot be written down");
+        }
+        tracing::info!(clean, "gone");
+        self.state.send_modify(|state| {
+            state.vmm_pid = None;
+            state.workspace_pid = None;
+            state.stage = if wanted { Stage::Gone } else { Stage::Failed(ending.reason.clone()) };
+        });
+        end
+    }
+}
+
+/// The better of two reasons for the end of the channel: the VM's own end, if it comes at once.
+async fn why(vm: &mut Box<dyn Vm>, lost: String) -> Ending {
+    match timeout(BETTER_REASON, vm.wait()).await {
+        Ok(end) => Ending::of_vm(end),
+        Err(_) => Ending::over(lost),
+    }
+}
+
+/// Asks the guest to power off and waits for the VM's end. Says whether the guest had everything on disk.
+async fn power_off(
+    vm: &mut dyn Vm,
+    guest: &mut Guest,
+    commands: &mut mpsc::Receiver<Command>,
+    at_most: Duration,
+) -> bool {
+    let mut deadline = Instant::now() + at_most;
+    let mut synced = false;
+    let asked = guest.control.power_off();
+    tokio::pin!(asked);
+    let mut answered = false;
+    loop {
+        tokio::select! {
+            end = vm.wait() => return synced || end == VmEnd::PoweredOff,
+            result = &mut asked, if !answered => {
+                answered = true;
+                match result {
+                    Ok(()) => synced = true,
+                    Err(reason) => {
+                        tracing::warn!(reason, "the guest does not power off");
+                        // It may be on its way without having said so.
+                        deadline = deadline.min(Instant::now() + BETTER_REASON);
+                    }
+                }
+            }
+            Some(Command::Stop { at_most, .. }) = commands.recv() => {
+                deadline = deadline.min(Instant::now() + at_most);
+            }
+            () = sleep_until(deadline) => {
+                tracing::warn!("the guest took too long to power off");
+                return synced;
+            }
+        }
+    }
+}
+
+/// An error with all its sources in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,172 @@
+//! Logs that stop growing, and text of a guest that is safe to show.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tracing_subscriber::fmt::MakeWriter;
+
+/// A log is put aside as `NAME.old` when it has grown to this size; an earlier one put aside is lost.
+const LOG_MAX: u64 = 4 * 1024 * 1024;
+/// Bytes a second that are written for long.
+const RATE: f64 = 16.0 * 1024.0;
+/// Bytes that may be written at once after a quiet time: the boot of a talkative guest.
+const BURST: f64 = 512.0 * 1024.0;
+
+/// A file that holds the last words of somebody who may talk without end.
+#[derive(Debug)]
+pub(crate) struct BoundedLog {
+    path: PathBuf,
+    file: File,
+    size: u64,
+    allowance: f64,
+    refilled: Instant,
+    dropped: u64,
+}
+
+impl BoundedLog {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+            .open(path)?;
+        let size = file.metadata()?.len();
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            size,
+            allowance: BURST,
+            refilled: Instant::now(),
+            dropped: 0,
+        })
+    }
+
+    /// Adds text, control characters made visible. What comes too fast, or what a full disk has no room for, is lost.
+    pub(crate) fn append(&mut self, bytes: &[u8]) {
+        let now = Instant::now();
+        let refill = now.duration_since(self.refilled).as_secs_f64() * RATE;
+        self.allowance = (self.allowance + refill).min(BURST);
+        self.refilled = now;
+        let visible = visible(bytes);
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        let cost = visible.len() as f64;
+        if cost > self.allowance {
+            self.dropped += bytes.len() as u64;
+            return;
+        }
+        self.allowance -= cost;
+        if self.dropped > 0 {
+            let note = format!("\n[{} bytes came too fast and are not here]\n", self.dropped);
+            self.dropped = 0;
+            self.write(note.as_bytes());
+        }
+        self.write(&visible);
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if self.size + bytes.len() as u64 > LOG_MAX && self.put_aside().is_err() {
+            return;
+        }
+        if self.file.write_all(bytes).is_ok() {
+            self.size += bytes.len() as u64;
+        }
+    }
+
+    fn put_aside(&mut self) -> io::Result<()> {
+        let mut old = self.path.clone().into_os_string();
+        old.push(".old");
+        fs::rename(&self.path, old)?;
+        let fresh = Self::open(&self.path)?;
+        (self.file, self.size) = (fresh.file, fresh.size);
+        Ok(())
+    }
+}
+
+/// The bytes with everything but printable ASCII, line feed and tab written as `\xNN`: terminals obey the rest.
+fn visible(bytes: &[u8]) -> Vec<u8> {
+    let mut visible = Vec::with_capacity(bytes.len());
+    for &byte in bytes {
+        match byte {
+            b'\n' | b'\t' | b' '..=b'~' => visible.push(byte),
+            b'\r' => {}
+            _ => visible.extend_from_slice(format!("\\x{byte:02x}").as_bytes()),
+        }
+    }
+    visible
+}
+
+/// Longest text of a guest that goes into a sentence.
+const SENTENCE_MAX: usize = 400;
+
+/// What a guest said, as part of a sentence: one line, printable, not long.
+pub(crate) fn guest_text(text: &str) -> String {
+    let mut shown = String::new();
+    for c in text.trim().chars() {
+        if shown.len() >= SENTENCE_MAX {
+            shown.push('…');
+            break;
+        }
+        // Not only control characters: marks that turn the direction of writing can lie as well.
+        let plain = c.is_ascii_graphic() || (c.is_alphanumeric() && !c.is_control());
+        shown.push(if plain { c } else { ' ' });
+    }
+    shown
+}
+
+/// The last lines of the guest's console, readable on any terminal.
+pub(crate) fn console_tail(path: &Path, lines: usize) -> Vec<String> {
+    use std::io::{Read as _, Seek as _, SeekFrom};
+    const TAIL: u64 = 8 * 1024;
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+        let mut bytes = Vec::new();
+        file.take(TAIL).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let all: Vec<String> =
+        text.lines().map(guest_text).filter(|line| !line.trim().is_empty()).collect();
+    all.into_iter().rev().take(lines).collect::<Vec<_>>().into_iter().rev().collect()
+}
+
+/// The keeper's own log as `tracing` writes to it.
+#[derive(Debug, Clone)]
+struct SharedLog(Arc<Mutex<BoundedLog>>);
+
+impl Write for SharedLog {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).append(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for SharedLog {
+    type Writer = Self;
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+/// Sends everything that this process has to say to a log file.
+pub fn start_log(path: &Path, debug: bool) -> io::Result<()> {
+    let log = SharedLog(Arc::new(Mutex::new(BoundedLog::open(path)?)));
+    let level = if debug { tracing::Level::DEBUG } else { tracing::Level::INFO };
+    tracing_subscriber::fmt()
+        .with_writer(log)
+        .with_ansi(false)
+        .with_max_level(level)
+        .try_init()
+        .map_err(io::Error::other)
+}

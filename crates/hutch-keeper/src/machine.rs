@@ -1,0 +1,97 @@
+//! What runs for one sandbox: the VM, its workspace worker, the channel to its init.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use hutch_store::{Layout, SandboxRecord};
+use hutch_vmm::{DiskSpec, Vm, VmSpec};
+use hutch_wire::guest::{CHANNEL_PORT, DATA_DISK, TEMPLATE_DISK, WORKSPACE_PORT};
+
+use crate::Settings;
+use crate::guest::Guest;
+use crate::workspace::WorkspaceWorker;
+
+/// Everything that must end; filled step by step while the sandbox boots. Dropping it kills it.
+#[derive(Debug, Default)]
+pub(crate) struct Machine {
+    pub(crate) guest: Option<Guest>,
+    pub(crate) vm: Option<Box<dyn Vm>>,
+    pub(crate) worker: Option<Box<dyn WorkspaceWorker>>,
+    pub(crate) scratch: Option<Scratch>,
+}
+
+/// The VM's directory for things that must have a name; dropping it removes it.
+#[derive(Debug)]
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Makes it, empty: a dead keeper may have left one.
+    pub(crate) fn make(path: PathBuf) -> Result<Self, String> {
+        let failed =
+            |error: io::Error| format!("the directory {} cannot be made: {error}", path.display());
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        fs::DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!(%error, path = %self.0.display(), "a directory was left behind");
+        }
+    }
+}
+
+/// The VM of a sandbox. An error is one sentence.
+pub(crate) fn vm_spec(
+    layout: &Layout,
+    settings: &Settings,
+    record: &SandboxRecord,
+) -> Result<VmSpec, String> {
+    let paths = layout.sandbox(&record.name);
+    let logs = paths.logs();
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&logs)
+        .map_err(|error| format!("the directory {} cannot be made: {error}", logs.display()))?;
+    Ok(VmSpec {
+        accelerator: settings.accelerator,
+        cpus: record.cpus,
+        memory_mib: record.memory_mib,
+        kernel: settings.kernel.clone(),
+        initramfs: settings.initramfs.clone(),
+        kernel_arguments: Vec::new(),
+        disks: vec![
+            disk("template image", &settings.template_image, true, TEMPLATE_DISK)?,
+            disk("data disk", &paths.data(), false, DATA_DISK)?,
+        ],
+        ports: vec![CHANNEL_PORT.to_owned(), WORKSPACE_PORT.to_owned()],
+        serial_log: paths.log("serial"),
+        vmm_log: paths.log("vmm"),
+        scratch: layout.scratch(&record.id),
+    })
+}
+
+fn disk(what: &str, path: &Path, read_only: bool, serial: &str) -> Result<DiskSpec, String> {
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(!read_only)
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)
+        .and_then(|file| match file.metadata()?.is_file() {
+            true => Ok(file),
+            false => Err(io::Error::other("not a regular file")),
+        })
+        .map_err(|error| format!("the {what} {} cannot be opened: {error}", path.display()))?;
+    // A blocking descriptor from here on, as for any file.
+    rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::empty())
+        .map_err(|error| format!("the {what} {} cannot be used: {error}", path.display()))?;
+    Ok(DiskSpec { file: file.into(), read_only, serial: serial.to_owned() })
+}
