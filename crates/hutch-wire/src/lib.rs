@@ -49,6 +49,11 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { frame_payload: 64 * 1024, stream_window: 256 * 1024, streams: 4096, open_payload: 16 * 1024 }
+        Self {
+            frame_payload: 64 * 1024,
+            stream_window: 256 * 1024,
+            streams: 4096,
+            open_payload: 16 * 1024,
+        }
     }
 }
