@@ -93,3 +93,43 @@ pub fn read(path: &Path, max: u64) -> Result<Vec<u8>, FileError> {
     }
     Ok(content)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_whole_and_private() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("file");
+        write(&path, b"one").unwrap();
+        write(&path, b"two").unwrap();
+        assert_eq!(read(&path, 3).unwrap(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_nothing() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("directory");
+        fs::create_dir(&path).unwrap();
+        write(&path, b"x").unwrap_err();
+        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_no_file_of_ours_is_not_read() {
+        let base = tempfile::tempdir().unwrap();
+        let long = base.path().join("long");
+        write(&long, &[0; 11]).unwrap();
+        assert!(read(&long, 10).is_err());
+        assert!(read(base.path(), 10).is_err());
+        let fifo = base.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+            .unwrap();
+        assert!(read(&fifo, 10).is_err());
+    }
+}

@@ -235,3 +235,102 @@ fn check_owner(directory: &Path, forbidden: u32) -> Result<(), LayoutError> {
 pub fn fits_socket(path: &Path) -> bool {
     path.as_os_str().as_bytes().len() < SOCKET_PATH_MAX
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inputs() -> LayoutInputs {
+        LayoutInputs { home: Some("/home/u".into()), uid: 1000, ..LayoutInputs::default() }
+    }
+
+    #[test]
+    fn home_alone_is_enough() {
+        assert_eq!(
+            Layout::resolve(&inputs()).unwrap(),
+            Layout {
+                state: "/home/u/.local/state/hutch".into(),
+                runtime: "/tmp/hutch-1000".into(),
+                config: "/home/u/.config/hutch".into(),
+                images: "/home/u/.local/state/hutch/images".into(),
+            }
+        );
+    }
+
+    #[test]
+    fn each_variable_moves_its_directory() {
+        let inputs = LayoutInputs {
+            xdg_state_home: Some("/s".into()),
+            xdg_runtime_dir: Some("/run/user/1000".into()),
+            xdg_config_home: Some("/c".into()),
+            hutch_images: Some("/i".into()),
+            ..inputs()
+        };
+        let layout = Layout::resolve(&inputs).unwrap();
+        assert_eq!(
+            layout,
+            Layout {
+                state: "/s/hutch".into(),
+                runtime: "/run/user/1000/hutch".into(),
+                config: "/c/hutch".into(),
+                images: "/i".into(),
+            }
+        );
+        let own = LayoutInputs { hutch_home: Some("/h".into()), ..inputs };
+        assert_eq!(Layout::resolve(&own).unwrap().state, Path::new("/h"));
+    }
+
+    #[test]
+    fn relative_paths_are_ignored_or_refused() {
+        let relative = Some(PathBuf::from("x"));
+        let ignored = LayoutInputs {
+            xdg_state_home: relative.clone(),
+            xdg_runtime_dir: relative.clone(),
+            xdg_config_home: relative.clone(),
+            ..inputs()
+        };
+        assert_eq!(Layout::resolve(&ignored).unwrap(), Layout::resolve(&inputs()).unwrap());
+        for refused in [
+            LayoutInputs { hutch_home: relative.clone(), ..inputs() },
+            LayoutInputs { hutch_images: relative.clone(), ..inputs() },
+        ] {
+            assert!(matches!(Layout::resolve(&refused), Err(LayoutError::Relative { .. })));
+        }
+        let empty = LayoutInputs { hutch_home: Some(PathBuf::new()), ..inputs() };
+        assert_eq!(Layout::resolve(&empty).unwrap(), Layout::resolve(&inputs()).unwrap());
+    }
+
+    #[test]
+    fn without_any_home_there_is_no_layout() {
+        let none = LayoutInputs { home: None, ..inputs() };
+        assert!(matches!(Layout::resolve(&none), Err(LayoutError::NoHome)));
+        let own = LayoutInputs { hutch_home: Some("/h".into()), ..none };
+        assert_eq!(Layout::resolve(&own).unwrap().config, Path::new("/h/config"));
+    }
+
+    #[test]
+    fn sockets_fit_however_long_the_runtime_directory_is() {
+        let id = SandboxId::parse("0123456789ab").unwrap();
+        for length in 1..200 {
+            let long = format!("/{}", "r".repeat(length));
+            let inputs = LayoutInputs { xdg_runtime_dir: Some(long.into()), ..inputs() };
+            let socket = Layout::resolve(&inputs).unwrap().socket(&id);
+            assert!(fits_socket(&socket), "{}", socket.display());
+            std::os::unix::net::SocketAddr::from_pathname(&socket).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_link_of_somebody_else_is_no_directory_of_ours() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        let (ours, link) = (base.path().join("ours"), base.path().join("link"));
+        make_private(&ours).unwrap();
+        std::os::unix::fs::symlink(&ours, &link).unwrap();
+        check_owner(&link, 0o077).unwrap();
+        std::os::unix::fs::lchown(&link, Some(12345), None).unwrap();
+        assert!(matches!(check_owner(&link, 0o077), Err(LayoutError::Owner { .. })));
+    }
+}

@@ -231,3 +231,85 @@ pub(crate) fn random_hex<const BYTES: usize>() -> Result<String, getrandom::Erro
     getrandom::fill(&mut bytes)?;
     Ok(hex::encode(bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn good_names_are_taken() {
+        for text in ["a", "A9", "shell-x", "0", "a.b_c+d", &"x".repeat(63)] {
+            assert_eq!(SandboxName::parse(text).unwrap().as_str(), text);
+        }
+    }
+
+    #[test]
+    fn bad_names_are_refused_with_the_reason() {
+        let error = |text: &str| SandboxName::parse(text).unwrap_err();
+        assert_eq!(error(""), NameError::Empty);
+        assert_eq!(error("a b"), NameError::Character { character: ' ' });
+        assert_eq!(error("a/b"), NameError::Character { character: '/' });
+        assert_eq!(error("ä"), NameError::Character { character: 'ä' });
+        assert_eq!(error("a\n"), NameError::Character { character: '\n' });
+        for first in ["-", ".", "..", "+", "_"] {
+            assert!(matches!(error(first), NameError::Start { .. }), "{first}");
+        }
+        assert_eq!(error(&"x".repeat(64)), NameError::TooLong { length: 64 });
+    }
+
+    #[test]
+    fn agents_are_names_only_of_sandboxes_that_exist() {
+        for word in AGENT_WORDS {
+            assert!(matches!(SandboxName::parse_new(word), Err(NameError::Agent { .. })));
+            SandboxName::parse(word).unwrap();
+        }
+        SandboxName::parse_new("shell-1").unwrap();
+    }
+
+    #[test]
+    fn suggestions_are_readable() {
+        let suggest =
+            |path: &str| SandboxName::suggest("shell", Path::new(path)).as_str().to_owned();
+        assert_eq!(suggest("/home/u/my-project"), "shell-my-project");
+        assert_eq!(suggest("/home/u/my  project (1)"), "shell-my-project-1");
+        assert_eq!(suggest("/"), "shell-root");
+        assert_eq!(suggest("/home/ü"), "shell");
+        assert_eq!(suggest("/.hidden"), "shell-.hidden");
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics_and_takes_only_what_the_rule_says(text in ".{0,80}") {
+            let ok = !text.is_empty()
+                && text.len() <= 63
+                && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.+".contains(c))
+                && text.starts_with(|c: char| c.is_ascii_alphanumeric());
+            prop_assert_eq!(SandboxName::parse(&text).is_ok(), ok);
+        }
+
+        #[test]
+        fn suggestions_and_numbers_are_names(last in "[^/\0]{1,200}", number in any::<u32>()) {
+            let name = SandboxName::suggest("shell", &Path::new("/x").join(last));
+            prop_assert!(SandboxName::parse(name.as_str()).is_ok());
+            let numbered = name.numbered(number);
+            prop_assert!(SandboxName::parse(numbered.as_str()).is_ok());
+            prop_assert!(numbered.as_str().ends_with(&number.to_string()));
+        }
+
+        #[test]
+        fn host_names_are_valid(text in "[A-Za-z0-9][-_.+A-Za-z0-9]{0,62}") {
+            let hostname = SandboxName::parse(&text).unwrap().hostname();
+            prop_assert!(!hostname.is_empty() && hostname.len() <= 63);
+            prop_assert!(!hostname.starts_with('-') && !hostname.ends_with('-'));
+            prop_assert!(hostname.chars().all(|c| c == '-' || c.is_ascii_digit() || c.is_ascii_lowercase()));
+        }
+
+        #[test]
+        fn ids_are_twelve_digits(text in "[0-9a-fA-F]{10,14}") {
+            let ok = text.len() == 12 && !text.contains(|c: char| c.is_ascii_uppercase());
+            prop_assert_eq!(SandboxId::parse(&text).is_ok(), ok);
+        }
+    }
+}

@@ -70,3 +70,47 @@ impl Programs {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(path: &Path) -> PathBuf {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::File::create(path).unwrap();
+        path.to_owned()
+    }
+
+    #[test]
+    fn a_program_is_found_beside_then_in_libexec() {
+        let base = tempfile::tempdir().unwrap();
+        let programs = Programs::new(None, &base.path().join("bin/hutch"));
+        let error = programs.find(Program::Keeper).unwrap_err();
+        assert!(error.to_string().contains("libexec/hutch"), "{error}");
+        let far = place(&base.path().join("libexec/hutch/hutch-keeper"));
+        assert_eq!(programs.find(Program::Keeper).unwrap(), far);
+        let near = place(&base.path().join("bin/hutch-keeper"));
+        assert_eq!(programs.find(Program::Keeper).unwrap(), near);
+    }
+
+    #[test]
+    fn a_named_directory_is_the_only_one() {
+        let base = tempfile::tempdir().unwrap();
+        place(&base.path().join("bin/hutch-keeper"));
+        let named = base.path().join("named");
+        let programs = Programs::new(Some(&named), &base.path().join("bin/hutch"));
+        assert!(programs.find(Program::Keeper).is_err());
+        let path = place(&named.join("hutch-keeper"));
+        assert_eq!(programs.find(Program::Keeper).unwrap(), path);
+    }
+
+    #[test]
+    fn a_developers_tree_has_its_static_init() {
+        let base = tempfile::tempdir().unwrap();
+        place(&base.path().join("debug/hutch-init"));
+        let target = format!("{}-unknown-linux-gnu/release/hutch-init", std::env::consts::ARCH);
+        let path = place(&base.path().join(target));
+        let programs = Programs::new(None, &base.path().join("debug/hutch"));
+        assert_eq!(programs.find(Program::Init).unwrap(), path);
+    }
+}

@@ -263,3 +263,42 @@ impl SandboxRecord {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn paths_that_are_text_are_written_as_text() {
+        let path = HostPath::new("/srv/ä b").unwrap();
+        assert_eq!(serde_json::to_string(&path).unwrap(), "\"/srv/ä b\"");
+        let path = HostPath::new(OsString::from_vec(b"/\xff".to_vec())).unwrap();
+        assert_eq!(serde_json::to_string(&path).unwrap(), r#"{"hex":"2fff"}"#);
+    }
+
+    #[test]
+    fn other_paths_are_refused() {
+        for text in
+            [r#""relative""#, r#"{"hex":"zz"}"#, r#"{"hex":"41"}"#, "{}", "1", r#"{"x":"2f"}"#]
+        {
+            assert!(serde_json::from_str::<HostPath>(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_path_survives(bytes in proptest::collection::vec(1_u8.., 0..100)) {
+            let path = HostPath::new(OsString::from_vec([b"/".to_vec(), bytes].concat())).unwrap();
+            let text = serde_json::to_vec(&path).unwrap();
+            prop_assert_eq!(serde_json::from_slice::<HostPath>(&text).unwrap(), path);
+        }
+
+        #[test]
+        fn parsing_a_record_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let parsed: Result<SandboxRecord, _> = parse(&bytes);
+            prop_assert!(parsed.is_err());
+        }
+    }
+}

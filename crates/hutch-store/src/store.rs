@@ -471,3 +471,6 @@ fn remove_all(path: &Path) -> Result<(), FileError> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;
