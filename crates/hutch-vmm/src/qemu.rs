@@ -14,6 +14,8 @@ mod arguments;
 mod confine;
 mod discover;
 mod files;
+#[cfg(test)]
+mod guest;
 mod process;
 mod qmp;
 mod stub;

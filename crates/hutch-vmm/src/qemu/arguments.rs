@@ -186,8 +186,14 @@ impl CommandLine {
             "detect-zeroes": if read_only { "off" } else { "unmap" },
             // Through the host's page cache: a guest's write survives the end of QEMU, and its flush is an fsync.
             "cache": { "direct": false, "no-flush": false },
-            // The only way that works in the system-call filter of every version.
-            "file": { "driver": "file", "filename": format!("/dev/fdset/{set}"), "aio": "threads" },
+            "file": {
+                "driver": "file",
+                "filename": format!("/dev/fdset/{set}"),
+                // The only way that works in the system-call filter of every version.
+                "aio": "threads",
+                // A second VM on the same data disk would destroy it.
+                "locking": "on",
+            },
         });
         self.option("-blockdev", block.to_string());
         let mut device = json!({

@@ -55,6 +55,8 @@ pub(super) fn jail(
     for data in DATA {
         jail = jail.allow_path_if_present(data, FileAccess::Read);
     }
+    // QEMU tries its file locks there; without it, it would silently do without them.
+    jail = jail.allow_path("/dev/null", FileAccess::Device);
     if accelerator == Accelerator::Kvm {
         jail = jail.allow_path_if_present(KVM, FileAccess::Device);
     }

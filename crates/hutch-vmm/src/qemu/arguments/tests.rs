@@ -1,1 +1,167 @@
+use std::fs::File;
+use std::path::PathBuf;
 
+use super::*;
+use crate::{DiskSpec, arch};
+
+fn spec() -> VmSpec {
+    let disk = |serial: &str, read_only| DiskSpec {
+        file: File::open("/dev/null").unwrap().into(),
+        read_only,
+        serial: serial.to_owned(),
+    };
+    VmSpec {
+        accelerator: Accelerator::Tcg,
+        cpus: 2,
+        memory_mib: 2048,
+        kernel: PathBuf::from("/k,ernel"),
+        initramfs: PathBuf::from("/initramfs"),
+        kernel_arguments: vec!["hutch.debug=1".to_owned()],
+        disks: vec![disk("template", true), disk("data", false)],
+        ports: vec!["hutch.channel".to_owned(), "hutch.workspace".to_owned()],
+        serial_log: PathBuf::from("/serial"),
+        vmm_log: PathBuf::from("/vmm"),
+        scratch: PathBuf::from("/scratch"),
+    }
+}
+
+fn line(spec: &VmSpec) -> Vec<String> {
+    let descriptors = Descriptors {
+        control: 3,
+        serial: 4,
+        kernel: 5,
+        initramfs: 6,
+        ports: vec![7, 8],
+        disks: vec![9, 10],
+    };
+    build(spec, arch::native(), &descriptors)
+}
+
+/// The values of an option, in order.
+fn values<'a>(line: &'a [String], option: &str) -> Vec<&'a str> {
+    line.iter()
+        .zip(line.iter().skip(1))
+        .filter(|(name, _)| *name == option)
+        .map(|(_, value)| value.as_str())
+        .collect()
+}
+
+#[test]
+fn nothing_is_there_that_was_not_asked_for() {
+    let line = line(&spec());
+    for flag in ["-nodefaults", "-no-user-config", "-no-reboot", "-S"] {
+        assert!(line.iter().any(|word| word == flag), "{flag}");
+    }
+    assert_eq!(values(&line, "-display"), ["none"]);
+    assert_eq!(
+        values(&line, "-sandbox"),
+        ["on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
+    );
+    for absent in
+        ["-netdev", "-nic", "-net", "-drive", "-monitor", "-vnc", "-qmp", "-fsdev", "-virtfs"]
+    {
+        assert!(!line.iter().any(|word| word == absent), "{absent}");
+    }
+}
+
+#[test]
+fn no_path_of_the_host_is_on_the_command_line() {
+    let line = line(&spec());
+    for path in ["/k,ernel", "/initramfs", "/serial", "/vmm", "/scratch"] {
+        assert!(!line.iter().any(|word| word.contains(path)), "{path}");
+    }
+    assert_eq!(values(&line, "-kernel"), ["/proc/self/fd/5"]);
+    assert_eq!(values(&line, "-initrd"), ["/proc/self/fd/6"]);
+}
+
+#[test]
+fn each_accelerator_has_its_processor() {
+    let mut spec = spec();
+    assert_eq!(values(&line(&spec), "-cpu"), ["max"]);
+    let accel = values(&line(&spec), "-accel").concat();
+    assert!(accel.starts_with("tcg,thread=multi,tb-size="), "{accel}");
+    spec.accelerator = Accelerator::Kvm;
+    assert_eq!(values(&line(&spec), "-cpu"), ["host"]);
+    assert_eq!(values(&line(&spec), "-accel"), ["kvm"]);
+}
+
+#[test]
+fn disks_are_raw_and_report_a_full_host() {
+    let line = line(&spec());
+    assert_eq!(values(&line, "-add-fd"), ["fd=9,set=1", "fd=10,set=2"]);
+    let blocks: Vec<serde_json::Value> = values(&line, "-blockdev")
+        .iter()
+        .map(|block| serde_json::from_str(block).unwrap())
+        .collect();
+    assert_eq!(blocks.len(), 2);
+    for (block, read_only) in blocks.iter().zip([true, false]) {
+        assert_eq!(block["driver"], "raw");
+        assert_eq!(block["read-only"], read_only);
+        assert_eq!(block["discard"], "unmap");
+        assert_eq!(block["cache"]["no-flush"], false);
+    }
+    assert_eq!(blocks[1]["file"]["filename"], "/dev/fdset/2");
+    let devices = values(&line, "-device");
+    let data = devices.iter().find(|device| device.contains("\"data\"")).unwrap();
+    let data: serde_json::Value = serde_json::from_str(data).unwrap();
+    assert_eq!((&data["werror"], &data["rerror"]), (&json!("report"), &json!("report")));
+}
+
+#[test]
+fn ports_have_fixed_numbers_and_names() {
+    let line = line(&spec());
+    let ports: Vec<_> = values(&line, "-device")
+        .into_iter()
+        .filter(|device| device.contains("virtserialport"))
+        .collect();
+    assert_eq!(ports.len(), 2);
+    assert!(
+        ports[0].contains("\"nr\":1") && ports[0].contains("\"hutch.channel\""),
+        "{}",
+        ports[0]
+    );
+    assert!(
+        ports[1].contains("\"nr\":2") && ports[1].contains("\"chardev\":\"port1\""),
+        "{}",
+        ports[1]
+    );
+}
+
+#[test]
+fn the_caller_has_the_last_kernel_word() {
+    let line = line(&spec());
+    let words: Vec<&str> = values(&line, "-append")[0].split(' ').collect();
+    assert!(words.starts_with(&[&format!("console={}", arch::native().console)]));
+    assert!(words.contains(&"panic=-1"));
+    assert_eq!(words.last(), Some(&"hutch.debug=1"));
+}
+
+#[test]
+fn names_that_could_be_more_than_names_are_refused() {
+    type Change = fn(&mut VmSpec, &str);
+    let port: Change = |spec, name| spec.ports[0] = name.to_owned();
+    let disk: Change = |spec, name| spec.disks[0].serial = name.to_owned();
+    let word: Change = |spec, name| spec.kernel_arguments[0] = name.to_owned();
+    assert!(check(&spec()).is_ok());
+    for (change, names) in [
+        (port, &["", "a,b", "a b", "hutch.workspace", "é", "a\n"][..]),
+        (disk, &["", "data", "a=b", "a-very-long-serial-number"][..]),
+        (word, &["", "a b", "a\n", "\u{0}", "é"][..]),
+    ] {
+        for name in names {
+            let mut spec = spec();
+            change(&mut spec, name);
+            assert!(matches!(check(&spec), Err(StartError::Spec { .. })), "{name:?}");
+        }
+    }
+}
+
+#[test]
+fn sizes_that_no_vm_has_are_refused() {
+    for (cpus, memory) in [(0, 1024), (256, 1024), (1, 63), (1, 0)] {
+        let spec = VmSpec { cpus, memory_mib: memory, ..spec() };
+        assert!(matches!(check(&spec), Err(StartError::Spec { .. })), "{cpus} {memory}");
+    }
+    let spec = VmSpec { ports: (0..31).map(|number| format!("p{number}")).collect(), ..spec() };
+    assert!(matches!(check(&spec), Err(StartError::Spec { .. })));
+}
