@@ -126,8 +126,7 @@ fn the_vmm_has_no_rights_and_holds_only_its_own_files() {
     assert_confined(vmm.pid);
     // Its own disks and the images, nothing else that has a name.
     for file in open_files(vmm.pid) {
-        let own =
-            file.starts_with(environment.root()) || file.starts_with(environment.stage().images());
+        let own = file.starts_with(environment.root()) || file.starts_with(environment.images());
         assert!(own || file == Path::new("/dev/null"), "the VMM holds {}", file.display());
     }
 }
@@ -213,7 +212,7 @@ fn as_root_another_user_cannot_reach_the_keeper() {
 fn the_template_cannot_be_changed() {
     let environment = TestEnvironment::new();
     let sandbox = environment.boot("template");
-    let template = image(&environment.stage().images(), "template");
+    let template = image(&environment.images(), "template");
     let before = fs::metadata(&template).expect("it is here");
     let script = "for disk in /dev/vd? /sys/block/vd?; do d=/dev/$(basename $disk); \
         [ -e $d ] || mknod $d b $(cat /sys/block/$(basename $disk)/dev | tr : ' '); done; \

@@ -88,6 +88,12 @@ impl TestEnvironment {
         &self.stage
     }
 
+    /// Guest images and templates.
+    #[must_use]
+    pub fn images(&self) -> PathBuf {
+        self.stage.images(self.account)
+    }
+
     /// The directory of this world.
     #[must_use]
     pub fn root(&self) -> &Path {
@@ -154,7 +160,7 @@ impl TestEnvironment {
             .variable("HOME", &home)
             .variable("USER", "tester")
             .variable("HUTCH_HOME", self.path("state"))
-            .variable("HUTCH_IMAGES", self.stage.images())
+            .variable("HUTCH_IMAGES", self.images())
             .variable("XDG_RUNTIME_DIR", self.path("run"));
         for (name, value) in &self.variables {
             invocation = invocation.variable(name, value);
@@ -234,7 +240,7 @@ impl TestEnvironment {
             let content = String::from_utf8_lossy(&bytes);
             let lines: Vec<&str> = content.lines().collect();
             let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
-            text.push_str(&format!("=== {name}, {} of {} lines\n", last.len(), lines.len()));
+            text.extend(["=== ", &name, ", the last of ", &lines.len().to_string(), " lines\n"]);
             for line in last {
                 // The guest writes some of it.
                 text.extend(line.chars().filter(|char| !char.is_control()));

@@ -52,23 +52,23 @@ pub fn start(environment: &TestEnvironment, sandbox: &TestSandbox<'_>, attack: A
         .program(stage.programs().join("hutch-keeper"))
         .args(["--state".as_ref(), environment.state().as_os_str()])
         .args(["--runtime".as_ref(), environment.path("run/hutch").as_os_str()])
-        .args(["--images".as_ref(), stage.images().as_os_str()])
+        .args(["--images".as_ref(), environment.images().as_os_str()])
         .args(["--sandbox", sandbox.name()])
-        .args(["--kernel".as_ref(), image(&stage.images(), "vmlinuz").as_os_str()])
+        .args(["--kernel".as_ref(), image(&environment.images(), "kernel").as_os_str()])
         .args(["--initramfs".as_ref(), initramfs.as_os_str()])
-        .args(["--template-image".as_ref(), image(&stage.images(), "template").as_os_str()])
+        .args(["--template-image".as_ref(), image(&environment.images(), "template").as_os_str()])
         .args(["--accelerator", "tcg", "--idle-timeout", "0", "--ready-fd", "1"])
         .start()
 }
 
-/// A file of the prepared images, by a part of its name.
+/// A file of the prepared images, by its name without extension.
 #[track_caller]
 #[must_use]
-pub fn image(images: &Path, part: &str) -> PathBuf {
+pub fn image(images: &Path, name: &str) -> PathBuf {
     let all = files(images);
     all.iter()
-        .find(|file| file.file_name().is_some_and(|name| name.to_string_lossy().contains(part)))
-        .unwrap_or_else(|| panic!("no {part} among {all:#?}"))
+        .find(|file| file.file_stem().is_some_and(|stem| stem == name))
+        .unwrap_or_else(|| panic!("no {name} among {all:#?}"))
         .clone()
 }
 
@@ -97,11 +97,10 @@ impl Archive {
         self.entries += 1;
         let length = u32::try_from(content.len()).expect("a program of a test is small");
         let name_length = u32::try_from(name.len() + 1).expect("a name is short");
-        let mut header = String::from("070701");
+        self.bytes.extend_from_slice(b"070701");
         for field in [self.entries, mode, 0, 0, 1, 0, length, 0, 0, 0, 0, name_length, 0] {
-            header.push_str(&format!("{field:08x}"));
+            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
         }
-        self.bytes.extend_from_slice(header.as_bytes());
         self.bytes.extend_from_slice(name.as_bytes());
         self.bytes.push(0);
         self.align();

@@ -79,7 +79,7 @@ impl SmallDisk {
     #[track_caller]
     #[must_use]
     pub fn free(&self) -> u64 {
-        let status = rustix::fs::statvfs(&self.path()).expect("it is mounted");
+        let status = rustix::fs::statvfs(self.path()).expect("it is mounted");
         status.f_bavail * status.f_frsize
     }
 

@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::account::Account;
+
 /// Name of the user that programs run as when the tests run as root.
 pub const TEST_USER: &str = "hutch-test";
 
@@ -31,10 +33,10 @@ impl Stage {
         self.root.join("programs")
     }
 
-    /// Guest images and templates, shared by all tests, which only read them.
+    /// Guest images and templates, shared by all tests of a user, which only read them.
     #[must_use]
-    pub fn images(&self) -> PathBuf {
-        self.root.join("images")
+    pub fn images(&self, account: Account) -> PathBuf {
+        self.root.join(if account.uid == 0 { "images-of-root" } else { "images" })
     }
 
     /// A program of the tests' own that runs in a guest: statically linked.

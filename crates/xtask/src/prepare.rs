@@ -20,7 +20,7 @@ use std::process::Command;
 use anyhow::{Context as _, bail};
 
 use crate::build::{self, HOST_PROGRAMS, INIT, built};
-use crate::process::{command, output, root, run, target};
+use crate::process::{command, is_root, root, run, target};
 
 /// The ordinary user of the tests; hutch-testkit knows it by the same name.
 const TEST_USER: &str = "hutch-test";
@@ -103,14 +103,15 @@ fn place(from: &Path, to: &Path) -> anyhow::Result<()> {
 }
 
 /// Who makes the images and runs the programs under test.
-struct TestUser {
+#[derive(Debug)]
+pub(crate) struct TestUser {
     /// User and group number when it is not ourselves.
     other: Option<(u32, u32)>,
 }
 
 impl TestUser {
-    fn find_or_make() -> anyhow::Result<Self> {
-        if fs::metadata("/proc/self")?.uid() != 0 {
+    pub(crate) fn find_or_make() -> anyhow::Result<Self> {
+        if !is_root() {
             return Ok(Self { other: None });
         }
         if numbers()?.is_none() {
@@ -131,18 +132,30 @@ impl TestUser {
         Ok(Self { other: Some(other) })
     }
 
-    fn apply(&self, command: &mut Command) {
+    pub(crate) fn apply(&self, command: &mut Command) {
         if let Some((uid, gid)) = self.other {
             command.uid(uid).gid(gid);
         }
     }
 
-    fn give(&self, path: &Path) -> anyhow::Result<()> {
+    pub(crate) fn give(&self, path: &Path) -> anyhow::Result<()> {
         if let Some((uid, gid)) = self.other {
             std::os::unix::fs::chown(path, Some(uid), Some(gid))
                 .with_context(|| format!("cannot give {} to {TEST_USER}", path.display()))?;
         }
         Ok(())
+    }
+}
+
+impl TestUser {
+    /// Gives a directory and everything below it.
+    pub(crate) fn give_all(&self, path: &Path) -> anyhow::Result<()> {
+        match self.other {
+            Some((uid, gid)) => {
+                run(command("chown").arg("-R").arg(format!("{uid}:{gid}")).arg(path))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -184,5 +197,19 @@ fn images(stage: &Path, user: &TestUser) -> anyhow::Result<()> {
     run(&mut create)?;
     fs::remove_dir_all(&world).with_context(|| format!("cannot remove {}", world.display()))?;
     // The tests run as several users, and all of them read it.
-    output(command("chmod").args(["-R", "a+rX"]).arg(stage.join("images"))).map(drop)
+    run(command("chmod").args(["-R", "a+rX"]).arg(stage.join("images")))?;
+    if user.other.is_some() {
+        images_for_root(stage)?;
+    }
+    Ok(())
+}
+
+/// Root's own images, because nobody uses images that somebody else could change: the same files under other names.
+fn images_for_root(stage: &Path) -> anyhow::Result<()> {
+    let images = stage.join("images-of-root");
+    if images.exists() {
+        fs::remove_dir_all(&images)?;
+    }
+    run(command("cp").args(["--archive", "--link"]).arg(stage.join("images")).arg(&images))?;
+    run(command("find").arg(&images).args(["-type", "d", "-exec", "chown", "0:0", "{}", "+"]))
 }

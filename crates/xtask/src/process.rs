@@ -1,6 +1,7 @@
 //! Running other programs with the developer's environment, and the places of this repository.
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -47,6 +48,11 @@ pub(crate) fn cargo() -> Command {
     let mut command = command(environment("CARGO").unwrap_or_else(|| "cargo".into()));
     command.env("CARGO_TARGET_DIR", target());
     command
+}
+
+/// Whether we run as root.
+pub(crate) fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
 
 /// Runs to the end; an error names the command unless it succeeded.
