@@ -99,11 +99,11 @@ fn host_changes_are_seen_at_once_and_watchers_fire() {
     let new = workspace.join("directory/new");
     let moved = workspace.join("directory/moved");
     let account = environment.account();
-    let changes: [(&str, Box<dyn Fn() + Send>); 4] = [
-        ("new", Box::new(|| environment.write(&new, "x"))),
-        ("new", Box::new(|| environment.write(&new, "changed"))),
-        ("new", Box::new(|| account.act(|| fs::rename(&new, &moved).expect("it can be renamed")))),
-        ("moved", Box::new(|| account.act(|| fs::remove_file(&moved).expect("it can be removed")))),
+    let changes: [(&str, &dyn Fn()); 4] = [
+        ("new", &(|| environment.write(&new, "x"))),
+        ("new", &(|| environment.write(&new, "changed"))),
+        ("new", &(|| account.act(|| fs::rename(&new, &moved).expect("it can be renamed")))),
+        ("moved", &(|| account.act(|| fs::remove_file(&moved).expect("it can be removed")))),
     ];
     for (name, change) in changes {
         assert_eq!(guest.ask("wait directory"), "watching");
