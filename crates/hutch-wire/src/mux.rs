@@ -437,8 +437,8 @@ impl Mux {
             Frame::End { stream }.encode(out);
             state.sending = Sending::Ended;
         }
-        // Half a buffer of room, so that a writer is not woken for every frame.
-        if state.writer_waits && state.held && state.unsent.len() <= SEND_BUFFER / 2 {
+        // Room for a quantum, so that a writer is not woken for every small frame.
+        if state.writer_waits && state.held && state.unsent.len() <= SEND_BUFFER - QUANTUM {
             state.writer_waits = false;
             events.push(Event::Writable(stream));
         }
