@@ -237,7 +237,7 @@ fn a_guest_that_announces_huge_messages_is_stopped() {
 
 #[test]
 fn a_guest_that_says_nothing_is_given_up() {
-    let environment = TestEnvironment::new().variable("HUTCH_BOOT_TIMEOUT", "20");
+    let environment = TestEnvironment::new();
     let sandbox = environment.create("silent");
     let keeper = hostile::start(&environment, &sandbox, hostile::Attack::Silence);
     let outcome = keeper.wait(Duration::from_secs(170));

@@ -57,7 +57,16 @@ pub fn start(environment: &TestEnvironment, sandbox: &TestSandbox<'_>, attack: A
         .args(["--kernel".as_ref(), image(&environment.images(), "kernel").as_os_str()])
         .args(["--initramfs".as_ref(), initramfs.as_os_str()])
         .args(["--template-image".as_ref(), image(&environment.images(), "template").as_os_str()])
-        .args(["--accelerator", "tcg", "--idle-timeout", "0", "--ready-fd", "1"])
+        .args([
+            "--accelerator",
+            "tcg",
+            "--idle-timeout",
+            "0",
+            "--boot-timeout",
+            "20",
+            "--ready-fd",
+            "1",
+        ])
         .start()
 }
 
