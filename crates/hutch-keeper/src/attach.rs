@@ -103,3 +103,18 @@ fn zone_of_link(link: &Path) -> Option<String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '_' | '-' | '+');
     (!zone.is_empty() && zone.len() <= 64 && zone.chars().all(plain)).then(|| zone.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_zone_is_read_from_the_link() {
+        let zone = |link: &str| zone_of_link(Path::new(link));
+        assert_eq!(zone("/usr/share/zoneinfo/Europe/Berlin"), Some("Europe/Berlin".to_owned()));
+        assert_eq!(zone("../usr/share/zoneinfo/Etc/GMT+3"), Some("Etc/GMT+3".to_owned()));
+        for link in ["/etc/other", "/usr/share/zoneinfo/", "/usr/share/zoneinfo/a b"] {
+            assert_eq!(zone(link), None, "{link}");
+        }
+    }
+}

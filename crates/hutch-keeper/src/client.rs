@@ -31,8 +31,8 @@ pub(crate) struct Client {
     pub(crate) state: watch::Receiver<State>,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) sessions: Sessions,
-    /// Held by every call that is being answered.
-    pub(crate) call: mpsc::Sender<()>,
+    /// Held by every call that is being answered; gone when no more are.
+    pub(crate) call: mpsc::WeakSender<()>,
 }
 
 /// The exec streams of one client that are open: its number to the guest's.
@@ -71,7 +71,9 @@ impl Client {
 
     /// Answers one request.
     async fn call(mut self, mut stream: Stream) {
-        let _call = self.call.clone();
+        let Some(_call) = self.call.upgrade() else {
+            return stream.reset("the sandbox has stopped");
+        };
         let Ok(request) = message::read(&mut stream, REQUEST_MAX).await else {
             return stream.reset("this is no request that the keeper knows");
         };

@@ -110,10 +110,6 @@ impl Ending {
             None => Self { reason: "stopped".to_owned(), how: How::Wanted { at_most: POWER_OFF } },
         }
     }
-
-    fn of_worker(said: &str) -> Self {
-        Self { reason: format!("the workspace worker ended: {said}"), how: How::Broken }
-    }
 }
 
 impl Driver<'_> {
@@ -161,7 +157,7 @@ impl Driver<'_> {
 
         let connected = tokio::select! {
             end = vm.wait() => return Err(Ending::of_vm(end)),
-            said = worker.wait() => return Err(Ending::of_worker(&said)),
+            said = worker.wait() => return Err(of_worker(vm, &said).await),
             command = self.commands.recv() => return Err(Ending::of_command(command.as_ref())),
             connected = timeout_at(deadline, guest::connect(channel, attach, paths.log("init"))) => connected,
         };
@@ -202,13 +198,7 @@ impl Driver<'_> {
         loop {
             let lost = tokio::select! {
                 end = vm.wait() => return Ending::of_vm(end),
-                said = worker.wait() => {
-                    // A VM that ends closes its ports, which ends the worker.
-                    return match timeout(BETTER_REASON, vm.wait()).await {
-                        Ok(end) => Ending::of_vm(end),
-                        Err(_) => Ending::of_worker(&said),
-                    };
-                }
+                said = worker.wait() => return of_worker(vm, &said).await,
                 command = self.commands.recv() => return Ending::of_command(command.as_ref()),
                 () = &mut idle => {
                     return Ending {
@@ -256,8 +246,11 @@ impl Driver<'_> {
                 tracing::error!(pid = vm.pid(), "the VM does not end");
             }
         }
+        if let Some(guest) = machine.guest.take() {
+            // Sessions still hold streams of it.
+            guest.connection.close();
+        }
         // After the VM, so that everything the guest wrote has been served.
-        machine.guest = None;
         if let Some(worker) = &mut machine.worker {
             // The end of its port lets it finish what it is at.
             if timeout(BETTER_REASON, worker.wait()).await.is_err() {
@@ -304,6 +297,16 @@ async fn why(vm: &mut Box<dyn Vm>, lost: String) -> Ending {
     match timeout(BETTER_REASON, vm.wait()).await {
         Ok(end) => Ending::of_vm(end),
         Err(_) => Ending::over(lost),
+    }
+}
+
+/// The same for the end of the worker: a VM that ends closes its ports, which ends the worker.
+async fn of_worker(vm: &mut Box<dyn Vm>, said: &str) -> Ending {
+    match timeout(BETTER_REASON, vm.wait()).await {
+        Ok(end) => Ending::of_vm(end),
+        Err(_) => {
+            Ending { reason: format!("the workspace worker ended: {said}"), how: How::Broken }
+        }
     }
 }
 

@@ -5,7 +5,6 @@
 //! keeps by itself when the client goes, so that it knows when they end. What the *guest* sends is never looked at.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use hutch_wire::guest::{ExecRequest, ExecSpec};
 use hutch_wire::message::{self, MESSAGE_MAX, MessageError};
@@ -14,7 +13,6 @@ use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy_bidirectional_with_sizes,
     split,
 };
-use tokio::time::timeout;
 
 use crate::state::Session;
 
@@ -22,8 +20,6 @@ use crate::state::Session;
 const BUFFER: usize = 32 * 1024;
 /// No request of a running session is longer.
 const REQUEST_MAX: u32 = 64;
-/// How long a client may take to end its side after the session has ended.
-const FAREWELL: Duration = Duration::from_secs(10);
 
 /// How one direction ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,16 +68,10 @@ pub(crate) async fn relay(
         // Dropping the guest's stream resets it, and init ends the session.
         End::ClientGone => {}
         End::GuestGone => client_in.unsplit(client_out).reset("the guest broke off the session"),
-        End::Finished => {
-            drop((guest_in, guest_out, session));
-            if client_out.shutdown().await.is_ok() {
-                // Its own end tells that the client has everything; a reset would be faster than the bytes before it.
-                let mut nowhere = tokio::io::sink();
-                let rest = tokio::io::copy(&mut client_in, &mut nowhere);
-                let _end = timeout(FAREWELL, rest).await;
-            }
-        }
+        // What was written before this end still arrives.
+        End::Finished => drop(client_out.shutdown().await),
     }
+    drop(session);
 }
 
 /// Passes the client's requests on, until the client ends them.

@@ -106,7 +106,7 @@ const SENTENCE_MAX: usize = 400;
 /// What a guest said, as part of a sentence: one line, printable, not long.
 pub(crate) fn guest_text(text: &str) -> String {
     let mut shown = String::new();
-    for c in text.trim().chars() {
+    for c in text.trim_matches(|c: char| c.is_whitespace() || c.is_control()).chars() {
         if shown.len() >= SENTENCE_MAX {
             shown.push('…');
             break;
@@ -169,4 +169,73 @@ pub fn start_log(path: &Path, debug: bool) -> io::Result<()> {
         .with_max_level(level)
         .try_init()
         .map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_made_visible() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("log");
+        let mut log = BoundedLog::open(&path).unwrap();
+        log.append(b"plain\tline\r\n\x1b]0;title\x07\x9b31m\xff\n");
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text, "plain\tline\n\\x1b]0;title\\x07\\x9b31m\\xff\n");
+    }
+
+    #[test]
+    fn a_flood_is_cut_and_says_so() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("log");
+        let mut log = BoundedLog::open(&path).unwrap();
+        for _ in 0..2000 {
+            log.append(&[b'x'; 4096]);
+        }
+        let written = fs::metadata(&path).unwrap().len();
+        assert!((256 * 1024..2 << 20).contains(&written), "{written}");
+        log.allowance = BURST;
+        log.append(b"later\n");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.ends_with("bytes came too fast and are not here]\nlater\n"));
+    }
+
+    #[test]
+    fn two_files_are_all_there_ever_is() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("log");
+        let mut log = BoundedLog::open(&path).unwrap();
+        for _ in 0..4000 {
+            log.allowance = BURST;
+            log.append(&[b'x'; 8192]);
+        }
+        let sizes: Vec<u64> = fs::read_dir(base.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().metadata().unwrap().len())
+            .collect();
+        assert_eq!(sizes.len(), 2);
+        assert!(sizes.iter().all(|size| *size <= LOG_MAX), "{sizes:?}");
+    }
+
+    #[test]
+    fn a_guest_cannot_paint_a_sentence() {
+        assert_eq!(guest_text(" two\nlines \x1b[2J"), "two lines  [2J");
+        assert_eq!(guest_text("a\u{202e}b\u{0}c"), "a b c");
+        let long = guest_text(&"é".repeat(10_000));
+        assert!(long.len() <= SENTENCE_MAX + 8 && long.ends_with('…'));
+    }
+
+    #[test]
+    fn the_tail_of_a_console_has_its_last_lines() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("serial");
+        let mut file = File::create(&path).unwrap();
+        for line in 0..10_000 {
+            writeln!(file, "line {line}\r").unwrap();
+        }
+        writeln!(file, "\n\x1b[31mKernel panic\r\n").unwrap();
+        assert_eq!(console_tail(&path, 2), ["line 9999", "[31mKernel panic"]);
+        assert!(console_tail(&base.path().join("none"), 2).is_empty());
+    }
 }

@@ -17,3 +17,16 @@ pub fn give_up_at_start() -> std::io::Result<()> {
 
 /// Stage `running`: after the VM and the workers were started.
 pub(crate) fn give_up_when_running() {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_stage_is_in_force_afterwards() {
+        give_up_at_start().unwrap();
+        assert!(rustix::thread::no_new_privs().unwrap());
+        let dumpable = rustix::process::dumpable_behavior().unwrap();
+        assert_eq!(dumpable, DumpableBehavior::NotDumpable);
+    }
+}

@@ -82,7 +82,8 @@ impl Drop for Listener {
 pub(crate) struct Server {
     listener: Listener,
     accepting: JoinHandle<()>,
-    /// Closed when no call is being answered any more.
+    call: mpsc::Sender<()>,
+    /// Closed when `call` is gone and no call is being answered any more.
     calls: mpsc::Receiver<()>,
 }
 
@@ -94,17 +95,17 @@ impl Server {
         sessions: Sessions,
     ) -> Self {
         let (call, calls) = mpsc::channel(1);
-        let client = Client { state, commands, sessions, call };
+        let client = Client { state, commands, sessions, call: call.downgrade() };
         let accepting = match listener.listener.take() {
             Some(listener) => tokio::spawn(accept_all(listener, client)),
             None => tokio::spawn(async {}),
         };
-        Self { listener, accepting, calls }
+        Self { listener, accepting, call, calls }
     }
 
     /// Takes no more connections, and lets calls that are being answered end.
     pub(crate) async fn finish(mut self, at_most: Duration) {
-        drop(self.listener);
+        drop((self.listener, self.call));
         self.accepting.abort();
         // Nothing is ever sent: the end comes when the last call has dropped its sender.
         if tokio::time::timeout(at_most, self.calls.recv()).await.is_err() {
@@ -141,11 +142,56 @@ async fn accept_all(listener: UnixListener, client: Client) {
     }
 }
 
-/// Only the sandbox's own user, and root, who can do everything anyway.
 fn check_peer(stream: &UnixStream, own: u32) -> Result<(), String> {
     match peer_credentials(stream) {
-        Ok(peer) if peer.uid == own || peer.uid == 0 => Ok(()),
+        Ok(peer) if may_connect(peer.uid, own) => Ok(()),
         Ok(peer) => Err(format!("user {} is not user {own}", peer.uid)),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Only the sandbox's own user, and root, who can do everything anyway.
+fn may_connect(peer: u32, own: u32) -> bool {
+    peer == own || peer == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_same_user_and_root_may_connect() {
+        assert!(may_connect(1000, 1000));
+        assert!(may_connect(0, 1000));
+        assert!(!may_connect(1001, 1000));
+        assert!(!may_connect(1000, 0));
+    }
+
+    #[tokio::test]
+    async fn the_kernel_says_who_the_peer_is() {
+        let (left, _right) = UnixStream::pair().unwrap();
+        let own = rustix::process::geteuid().as_raw();
+        check_peer(&left, own).unwrap();
+        if own != 0 {
+            check_peer(&left, own + 1).unwrap_err();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_private_replaces_a_stale_one_and_goes_away() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("x.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let bound = Listener::bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        UnixStream::connect(&path).await.unwrap();
+        drop(bound);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_long_path_is_refused() {
+        let path = Path::new("/tmp").join("x".repeat(120));
+        assert!(matches!(Listener::bind(&path), Err(ServerError::Path { .. })));
     }
 }

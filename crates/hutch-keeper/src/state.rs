@@ -125,3 +125,49 @@ impl Drop for Session {
         self.count.send_modify(|count| *count -= 1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::{Instant, advance};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn idleness_is_counted_from_the_end_of_the_last_session() {
+        const LIMIT: Duration = Duration::from_secs(1800);
+        let sessions = Sessions::new();
+        let first = sessions.begin().unwrap();
+        let second = sessions.begin().unwrap();
+        let started = Instant::now();
+        let idle = tokio::spawn({
+            let sessions = sessions.clone();
+            async move { sessions.idle_for(LIMIT).await }
+        });
+        tokio::task::yield_now().await;
+        advance(2 * LIMIT).await;
+        drop(first);
+        advance(2 * LIMIT).await;
+        assert!(!idle.is_finished());
+        drop(second);
+        tokio::task::yield_now().await;
+        advance(LIMIT / 2).await;
+        // A short session in between starts the count anew.
+        drop(sessions.begin());
+        idle.await.unwrap();
+        let waited = started.elapsed();
+        assert!(waited >= 5 * LIMIT + LIMIT / 2, "{waited:?}");
+        assert!(waited < 5 * LIMIT + LIMIT / 2 + Duration::from_secs(1), "{waited:?}");
+    }
+
+    #[test]
+    fn there_is_a_limit_of_sessions() {
+        let sessions = Sessions::new();
+        let mut all: Vec<_> = (0..SESSIONS_MAX).map(|_| sessions.begin().unwrap()).collect();
+        assert!(sessions.begin().is_none());
+        assert_eq!(sessions.count(), SESSIONS_MAX);
+        all.pop();
+        assert!(sessions.begin().is_some());
+    }
+}
