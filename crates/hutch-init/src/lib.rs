@@ -1,0 +1,36 @@
+//! PID 1 of the guest: from a booted kernel to a sandbox that runs sessions, and back to a clean power-off.
+//!
+//! ```text
+//!   boot       kernel file systems, kernel modules, the ports to the host
+//!   serve      the channel: control, log and session streams
+//!   attach     AttachSpec → disks, overlay, identity, workspaces, container
+//!   power_off  end processes, unmount in order, power off
+//! ```
+//!
+//! Nothing before `attach` depends on the sandbox: a VM may be saved at that point and resumed as any sandbox of the
+//! same template. Invariant: init never ends. What it cannot go on from is logged, said on the console, and followed by
+//! a power-off.
+
+pub mod container;
+pub mod log;
+pub mod port;
+pub mod reaper;
+pub mod session;
+
+mod attach;
+mod boot;
+mod clock;
+mod devices;
+mod disks;
+mod identity;
+mod loopback;
+mod modules;
+mod power_off;
+mod pty;
+mod root;
+mod serve;
+mod stages;
+mod sys;
+mod workspaces;
+
+pub use boot::run;

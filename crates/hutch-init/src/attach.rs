@@ -1,0 +1,139 @@
+//! Makes the prepared machine one particular sandbox.
+//!
+//! Entropy first: nothing that could draw random numbers for this sandbox may run before the machine has bytes of its
+//! own, because many machines are resumed from one saved state. Then clock and names, disks, workspaces, container.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hutch_wire::guest::AttachSpec;
+
+use crate::container::{Container, ContainerError, ContainerSpec};
+use crate::devices::Devices;
+use crate::disks::{self, DiskError, Places};
+use crate::identity::{self, IdentityError};
+use crate::root::Root;
+use crate::stages::Stages;
+use crate::sys::entropy;
+use crate::workspaces::{self, WorkspaceError};
+use crate::{clock, log};
+
+/// Everything of the sandbox is mounted below this directory of the initramfs.
+pub(crate) const BASE: &str = "/hutch";
+/// Init's own program, for the container's supervisor.
+const PROGRAM: &str = "/proc/self/exe";
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+
+/// Why the machine cannot become this sandbox.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AttachError {
+    #[error("the kernel took no entropy: {0}")]
+    Entropy(#[source] io::Error),
+    #[error("cannot set the clock: {0}")]
+    Clock(#[source] io::Error),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("cannot set the host name: {0}")]
+    Hostname(#[source] io::Error),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error("cannot open the root file system: {0}")]
+    Root(#[source] io::Error),
+    #[error(transparent)]
+    Workspace(#[from] WorkspaceError),
+    #[error("the workspace channel failed: {0}")]
+    WorkspaceChannel(String),
+    #[error("{}", with_sources(.0))]
+    Container(#[from] ContainerError),
+    #[error("a step of the start ended early")]
+    Interrupted,
+}
+
+/// Does every step in order; the sandbox runs when it returns.
+pub(crate) async fn attach(
+    devices: Arc<Devices>,
+    spec: AttachSpec,
+) -> Result<Container, AttachError> {
+    let mut stages = Stages::start();
+    entropy::credit(&spec.entropy).map_err(AttachError::Entropy)?;
+    clock::set(spec.realtime_ns).map_err(|error| AttachError::Clock(error.into()))?;
+    identity::check(&spec.hostname, &spec.machine_id)?;
+    rustix::system::sethostname(spec.hostname.as_bytes())
+        .map_err(|error| AttachError::Hostname(error.into()))?;
+    stages.mark("identity");
+
+    let spec = Arc::new(spec);
+    let (for_root, for_devices) = (Arc::clone(&spec), Arc::clone(&devices));
+    let (places, root, mut stages) =
+        blocking(move || make_root(&for_devices, &for_root, stages)).await?;
+
+    if !spec.workspaces.is_empty() {
+        start_workspaces(&devices, &places.workspaces).await?;
+        stages.mark("workspace channel");
+        let (source, for_binds) = (places.workspaces.clone(), Arc::clone(&spec));
+        // Blocks on requests that the runtime's own thread may have to carry.
+        blocking(move || Ok(workspaces::bind(&root, &source, &for_binds.workspaces)?)).await?;
+        stages.mark("workspaces");
+    }
+
+    let container =
+        Container::start(Path::new(PROGRAM), container_spec(&spec, places.root)).await?;
+    stages.mark("container");
+    log::info(format!("attached; {stages}"));
+    Ok(container)
+}
+
+fn make_root(
+    devices: &Devices,
+    spec: &AttachSpec,
+    mut stages: Stages,
+) -> Result<(Places, Root, Stages), AttachError> {
+    let places = Places::make(Path::new(BASE)).map_err(DiskError::Places)?;
+    disks::mount_template(devices, &places.template)?;
+    stages.mark("template");
+    disks::mount_data(devices, &places.data)?;
+    stages.mark("data");
+    disks::mount_root(&places)?;
+    let root = Root::open(&places.root).map_err(AttachError::Root)?;
+    disks::mount_plain_directories(&places, &root);
+    stages.mark("overlay");
+    identity::write(&root, &spec.hostname, &spec.machine_id, spec.time_zone.as_deref());
+    stages.mark("files");
+    Ok((places, root, stages))
+}
+
+fn container_spec(spec: &AttachSpec, root: PathBuf) -> ContainerSpec {
+    let first = spec.workspaces.first();
+    let directory = first.filter(|first| first.directory).map(|first| first.path.clone());
+    ContainerSpec {
+        root,
+        hostname: spec.hostname.clone(),
+        cgroup_root: PathBuf::from(CGROUP_ROOT),
+        environment: spec.environment.clone(),
+        user: spec.user.clone(),
+        directory,
+    }
+}
+
+async fn start_workspaces(_devices: &Arc<Devices>, _target: &Path) -> Result<(), AttachError> {
+    Err(AttachError::WorkspaceChannel("not there yet".to_owned()))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, AttachError> + Send + 'static,
+) -> Result<T, AttachError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(AttachError::Interrupted))
+}
+
+/// An error and everything below it in one sentence: the host has no more than this.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

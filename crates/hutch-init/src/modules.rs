@@ -1,0 +1,129 @@
+//! Loads the kernel modules that the initramfs brings.
+//!
+//! `/lib/modules/hutch.order` lists what every boot needs, `/lib/modules/later.order` what some need, each one file
+//! name a line after all those it depends on. A module that does not load is a line in the log: whether the sandbox can
+//! do without shows later, in an error that says what is missing.
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::system::finit_module;
+
+use crate::log;
+
+const DIRECTORY: &str = "/lib/modules";
+const BOOT: &str = "hutch.order";
+const LATER: &str = "later.order";
+/// Where a module names those it depends on, in its `.modinfo` section.
+const DEPENDS: &[u8] = b"\0depends=";
+
+/// Loads everything that a boot needs; gives the number of modules loaded.
+pub(crate) fn load_boot() -> usize {
+    let directory = Path::new(DIRECTORY);
+    match fs::read_to_string(directory.join(BOOT)) {
+        Ok(list) => parse_order(&list).filter(|file| load(directory, file)).count(),
+        Err(error) => {
+            log::info(format!("no kernel modules: {error}"));
+            0
+        }
+    }
+}
+
+/// Loads one of the modules for later and what it depends on; does nothing when there is none of that name.
+pub(crate) fn load_later(name: &str) {
+    let directory = Path::new(DIRECTORY);
+    let Ok(list) = fs::read_to_string(directory.join(LATER)) else { return };
+    let needed = with_dependencies(name, |file| {
+        let content = fs::read(directory.join(file)).unwrap_or_default();
+        depends(&content).map(str::to_owned).collect()
+    });
+    for file in parse_order(&list) {
+        if needed.contains(&normal(file)) {
+            load(directory, file);
+        }
+    }
+}
+
+fn load(directory: &Path, file: &str) -> bool {
+    let result = File::open(directory.join(file))
+        .and_then(|module| finit_module(module, c"", 0).map_err(std::io::Error::from));
+    match result {
+        Ok(()) => true,
+        Err(error) if error.raw_os_error() == Some(Errno::EXIST.raw_os_error()) => true,
+        Err(error) => {
+            log::warn(format!("kernel module {file} not loaded: {error}"));
+            false
+        }
+    }
+}
+
+/// File names in a list: one a line; a comment starts with `#`; anything that is a path is not a file name.
+fn parse_order(list: &str) -> impl Iterator<Item = &str> {
+    list.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#') && !line.contains('/'))
+}
+
+/// Normal file names of a module and all below it.
+fn with_dependencies(name: &str, depends: impl Fn(&str) -> Vec<String>) -> Vec<String> {
+    let mut all = vec![normal(&format!("{name}.ko"))];
+    let mut next = 0;
+    while let Some(file) = all.get(next).cloned() {
+        next += 1;
+        for dependency in depends(&file) {
+            let dependency = normal(&format!("{dependency}.ko"));
+            if !all.contains(&dependency) {
+                all.push(dependency);
+            }
+        }
+    }
+    all
+}
+
+/// What a module says it depends on.
+fn depends(module: &[u8]) -> impl Iterator<Item = &str> {
+    let list = module
+        .windows(DEPENDS.len())
+        .position(|window| window == DEPENDS)
+        .and_then(|start| module.get(start + DEPENDS.len()..))
+        .and_then(|rest| rest.split(|byte| *byte == 0).next())
+        .and_then(|list| std::str::from_utf8(list).ok())
+        .unwrap_or_default();
+    list.split(',').filter(|name| !name.is_empty())
+}
+
+/// The kernel takes `-` and `_` in a module's name for the same.
+fn normal(name: &str) -> String {
+    name.replace('-', "_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_keeps_lines_and_drops_what_is_no_file_name() {
+        let list = "# kernel 6.12\nvirtio_blk.ko\n\n  lz4.ko \n../evil.ko\nerofs.ko";
+        assert_eq!(parse_order(list).collect::<Vec<_>>(), ["virtio_blk.ko", "lz4.ko", "erofs.ko"]);
+    }
+
+    #[test]
+    fn dependencies_are_read_from_the_module() {
+        let module = b"\x7fELF..\0license=GPL\0depends=lz4-a,xx\0name=y\0";
+        assert_eq!(depends(module).collect::<Vec<_>>(), ["lz4-a", "xx"]);
+        assert_eq!(depends(b"\0depends=\0").count(), 0);
+        assert_eq!(depends(b"nothing").count(), 0);
+        assert_eq!(depends(b"\0depends=cut").collect::<Vec<_>>(), ["cut"]);
+    }
+
+    #[test]
+    fn all_levels_of_dependencies_are_needed_once() {
+        let below = |file: &str| match file {
+            "a.ko" => vec!["b-b".to_owned(), "c".to_owned()],
+            "b_b.ko" => vec!["c".to_owned(), "a".to_owned()],
+            _ => Vec::new(),
+        };
+        assert_eq!(with_dependencies("a", below), ["a.ko", "b_b.ko", "c.ko"]);
+    }
+}

@@ -1,0 +1,178 @@
+//! Answers the host on the channel, again after each loss of the connection.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hutch_wire::guest::{AttachSpec, ControlReply, ControlRequest, Open};
+use hutch_wire::message::{self, MESSAGE_MAX, MessageError};
+use hutch_wire::{Connection, Incoming, IncomingStream, Limits, Role, Stream};
+use tokio::sync::Mutex;
+
+use crate::container::Container;
+use crate::devices::Devices;
+use crate::port::Port;
+use crate::{attach, clock, log, power_off};
+
+/// How long processes may take to end by themselves before they are killed.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long the kernel may take to end what was killed.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+/// How long the last reply may take to leave before the power goes all the same.
+const LAST_REPLY_LIMIT: Duration = Duration::from_secs(1);
+
+/// Serves the port for ever.
+pub(crate) async fn serve(port: &Port, devices: Devices) -> io::Result<std::convert::Infallible> {
+    let server =
+        Arc::new(Server { devices: Arc::new(devices), sandbox: Mutex::new(Sandbox::Prepared) });
+    loop {
+        let stream = port.connected().await?;
+        match Connection::establish(stream, Role::Server, Limits::default()).await {
+            Ok((connection, incoming)) => {
+                log::info(format!("host connected, protocol version {}", connection.version()));
+                server.serve(&connection, incoming).await;
+                log::info(format!("host gone: {}", connection.closed().await));
+            }
+            Err(error) => log::info(format!("no connection: {error}")),
+        }
+    }
+}
+
+/// What this machine is.
+#[derive(Debug)]
+enum Sandbox {
+    /// Any sandbox of the template.
+    Prepared,
+    /// Becoming one did not work; half of it may be there.
+    Broken,
+    /// This one.
+    Attached(Container),
+    /// None any more.
+    Ended,
+}
+
+#[derive(Debug)]
+struct Server {
+    devices: Arc<Devices>,
+    sandbox: Mutex<Sandbox>,
+}
+
+impl Server {
+    async fn serve(self: &Arc<Self>, connection: &Connection, mut incoming: Incoming) {
+        while let Some(stream) = incoming.next().await {
+            match postcard::from_bytes(stream.payload()) {
+                Ok(Open::Control) => {
+                    let (server, connection) = (Arc::clone(self), connection.clone());
+                    let stream = stream.accept();
+                    tokio::spawn(async move { server.control(&connection, stream).await });
+                }
+                Ok(Open::Log) => {
+                    let mut stream = stream.accept();
+                    // Ends when the host goes: that is not worth a line.
+                    tokio::spawn(async move { log::follow(&mut stream).await });
+                }
+                Ok(open @ (Open::Exec | Open::Stdio { .. })) => self.session(&open, stream).await,
+                Err(error) => {
+                    stream.refuse(&format!("not a request that this init knows: {error}"))
+                }
+            }
+        }
+    }
+
+    async fn session(&self, _open: &Open, stream: IncomingStream) {
+        match &*self.sandbox.lock().await {
+            Sandbox::Attached(_container) => stream.refuse("sessions are not there yet"),
+            Sandbox::Prepared => stream.refuse("the sandbox is not attached yet"),
+            Sandbox::Broken => stream.refuse("the sandbox could not be attached"),
+            Sandbox::Ended => stream.refuse("the sandbox is shutting down"),
+        }
+    }
+
+    async fn control(&self, connection: &Connection, mut stream: Stream) {
+        loop {
+            let request = match message::read(&mut stream, MESSAGE_MAX).await {
+                Ok(request) => request,
+                Err(MessageError::End) => return,
+                Err(error) => return log::info(format!("control stream ended: {error}")),
+            };
+            let reply = match request {
+                ControlRequest::Attach(spec) => self.attach(*spec).await,
+                ControlRequest::Ping { realtime_ns } => pong(realtime_ns),
+                ControlRequest::PowerOff => {
+                    self.end().await;
+                    say_goodbye(connection, stream).await;
+                    power_off::power_off_now()
+                }
+            };
+            if let Err(error) = message::write(&mut stream, &reply).await {
+                return log::info(format!("reply not sent: {error}"));
+            }
+        }
+    }
+
+    async fn attach(&self, spec: AttachSpec) -> ControlReply {
+        let mut sandbox = self.sandbox.lock().await;
+        if !matches!(*sandbox, Sandbox::Prepared) {
+            return failed("this machine was attached before");
+        }
+        *sandbox = Sandbox::Broken;
+        match attach::attach(Arc::clone(&self.devices), spec).await {
+            Ok(container) => {
+                *sandbox = Sandbox::Attached(container);
+                ControlReply::Attached
+            }
+            Err(error) => {
+                log::warn(format!("not attached: {error}"));
+                failed(error)
+            }
+        }
+    }
+
+    async fn end(&self) {
+        let mut sandbox = self.sandbox.lock().await;
+        if let Sandbox::Attached(container) = std::mem::replace(&mut *sandbox, Sandbox::Ended) {
+            end_processes(&container).await;
+        }
+        power_off::unmount_all().await;
+    }
+}
+
+async fn end_processes(container: &Container) {
+    if container.terminate().await.is_ok() {
+        tokio::time::timeout(GRACE, container.ended()).await.ok();
+    }
+    if let Err(error) = container.kill() {
+        log::warn(format!("processes not killed: {error}"));
+    }
+    if tokio::time::timeout(KILL_LIMIT, container.ended()).await.is_err() {
+        log::warn("the container does not end");
+    }
+}
+
+fn pong(realtime_ns: u64) -> ControlReply {
+    match clock::correct(realtime_ns) {
+        Ok(true) => log::info("clock corrected"),
+        Ok(false) => {}
+        Err(error) => log::warn(format!("clock not corrected: {error}")),
+    }
+    ControlReply::Pong
+}
+
+fn failed(reason: impl ToString) -> ControlReply {
+    ControlReply::Failed { reason: reason.to_string() }
+}
+
+/// The last reply leaves before the power goes.
+async fn say_goodbye(connection: &Connection, mut stream: Stream) {
+    let goodbye = async {
+        message::write(&mut stream, &ControlReply::PoweringOff).await?;
+        connection.close();
+        connection.closed().await;
+        Ok::<_, MessageError>(())
+    };
+    match tokio::time::timeout(LAST_REPLY_LIMIT, goodbye).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => log::info(format!("last reply not sent: {error}")),
+        Err(_) => log::info("last reply not taken in time"),
+    }
+}
