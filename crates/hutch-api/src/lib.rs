@@ -33,7 +33,8 @@ pub enum Open {
 pub enum Request {
     /// What is the sandbox doing.
     Status,
-    /// Waits until the sandbox is no longer booting: it is ready, on its way down, or has failed.
+    /// Waits until the sandbox is ready, or cannot become so any more. [`Phase::Failed`] then means that it could not
+    /// start; [`Phase::Stopping`] that it did and is on its way down, after which it can be started again.
     WaitReady,
     /// Stops the sandbox: clean power-off, then force after `timeout_ms`. Answers when everything has ended.
     Stop {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hutch_api::{Open, Request, Response};
+use hutch_api::{Open, Phase, Request, Response};
 use hutch_wire::guest::{self, Stdio};
 use hutch_wire::{Connection, IncomingStream, Limits, Role, Stream, message};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -94,9 +94,19 @@ impl Client {
         match request {
             Request::Status => {}
             Request::WaitReady => {
+                // One that fails to start is told as failed, which it is only when all is cleaned up.
+                let settled = |state: &State| match state.stage {
+                    Stage::Booting => false,
+                    Stage::Stopping => state.ready_ms.is_some(),
+                    Stage::Ready | Stage::Gone | Stage::Failed(_) => true,
+                };
                 // An error means that the driver has ended, which the state tells.
-                let _known =
-                    self.state.wait_for(|state| state.stage != Stage::Booting).await.is_ok();
+                let _known = self.state.wait_for(settled).await.is_ok();
+                let mut status = self.state.borrow().status(&self.sessions);
+                if status.ready_ms.is_some() && matches!(status.phase, Phase::Failed { .. }) {
+                    status.phase = Phase::Stopping;
+                }
+                return Response::Status(status);
             }
             Request::Stop { timeout_ms } => {
                 let at_most = Duration::from_millis(timeout_ms);

@@ -14,12 +14,14 @@
 //!
 //! One task; the only one that changes the published [`State`] and the only owner of the [`Machine`].
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hutch_store::{LastEnd, SandboxRecord, Store};
 use hutch_vmm::{Vm, VmEnd};
 use hutch_wire::guest::{CHANNEL_PORT, WORKSPACE_PORT};
 use jiff::Timestamp;
+use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
@@ -28,7 +30,7 @@ use crate::guest::{self, Guest};
 use crate::log::console_tail;
 use crate::machine::{Machine, Scratch, vm_spec};
 use crate::state::{Sessions, Stage, State};
-use crate::workspace::WorkspaceStart;
+use crate::workspace::{WorkspaceStart, WorkspaceWorker};
 use crate::{Parts, Settings, attach, privileges};
 
 /// What others ask of the driver.
@@ -53,6 +55,8 @@ const KILLED: Duration = Duration::from_secs(10);
 const BETTER_REASON: Duration = Duration::from_secs(1);
 /// Lines of the console that are kept with a failure.
 const CONSOLE_LINES: usize = 8;
+
+type Worker = Option<Box<dyn WorkspaceWorker>>;
 
 pub(crate) struct Driver<'a> {
     pub(crate) store: &'a Store,
@@ -142,22 +146,12 @@ impl Driver<'_> {
         let workspace = ports.remove(WORKSPACE_PORT).ok_or_else(|| no_port(WORKSPACE_PORT))?;
 
         let paths = self.store.paths(&self.record.name);
-        let start = WorkspaceStart {
-            workspaces: self.record.workspaces.clone(),
-            port: workspace,
-            log: paths.log("workspace"),
-        };
-        let worker =
-            self.parts.workspace.start(start).await.map_err(|error| {
-                Ending::over(format!("the workspaces cannot be served: {error}"))
-            })?;
-        self.state.send_modify(|state| state.workspace_pid = Some(worker.pid()));
-        tracing::info!(pid = worker.pid(), "the workspace worker runs");
-        let worker = machine.worker.insert(worker);
+        machine.worker = self.start_worker(workspace, paths.log("workspace")).await?;
+        let worker = &mut machine.worker;
 
         let connected = tokio::select! {
             end = vm.wait() => return Err(Ending::of_vm(end)),
-            said = worker.wait() => return Err(of_worker(vm, &said).await),
+            said = worker_end(worker) => return Err(of_worker(vm, &said).await),
             command = self.commands.recv() => return Err(Ending::of_command(command.as_ref())),
             connected = timeout_at(deadline, guest::connect(channel, attach, paths.log("init"))) => connected,
         };
@@ -181,13 +175,29 @@ impl Driver<'_> {
         Ok(())
     }
 
+    /// Starts the worker of a sandbox that has workspaces.
+    async fn start_worker(&self, port: UnixStream, log: PathBuf) -> Result<Worker, Ending> {
+        let workspaces = self.record.workspaces.clone();
+        if workspaces.is_empty() {
+            return Ok(None);
+        }
+        let start = WorkspaceStart { workspaces, port, log };
+        let worker =
+            self.parts.workspace.start(start).await.map_err(|error| {
+                Ending::over(format!("the workspaces cannot be served: {error}"))
+            })?;
+        self.state.send_modify(|state| state.workspace_pid = Some(worker.pid()));
+        tracing::info!(pid = worker.pid(), "the workspace worker runs");
+        Ok(Some(worker))
+    }
+
     /// Watches everything, until something ends or is to end.
     async fn serve(&mut self, machine: &mut Machine) -> Ending {
-        let (Some(vm), Some(worker), Some(Guest { connection, control })) =
-            (&mut machine.vm, &mut machine.worker, &mut machine.guest)
+        let (Some(vm), Some(Guest { connection, control })) = (&mut machine.vm, &mut machine.guest)
         else {
             return Ending::over("the sandbox is incomplete");
         };
+        let worker = &mut machine.worker;
         let idle = async {
             match self.settings.idle_timeout {
                 Some(timeout) => self.sessions.idle_for(timeout).await,
@@ -198,7 +208,7 @@ impl Driver<'_> {
         loop {
             let lost = tokio::select! {
                 end = vm.wait() => return Ending::of_vm(end),
-                said = worker.wait() => return of_worker(vm, &said).await,
+                said = worker_end(worker) => return of_worker(vm, &said).await,
                 command = self.commands.recv() => return Ending::of_command(command.as_ref()),
                 () = &mut idle => {
                     return Ending {
@@ -297,6 +307,14 @@ async fn why(vm: &mut Box<dyn Vm>, lost: String) -> Ending {
     match timeout(BETTER_REASON, vm.wait()).await {
         Ok(end) => Ending::of_vm(end),
         Err(_) => Ending::over(lost),
+    }
+}
+
+/// Resolves when the worker has ended, if there is one.
+async fn worker_end(worker: &mut Worker) -> String {
+    match worker {
+        Some(worker) => worker.wait().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -97,6 +97,8 @@ fn run(
     // Before the lock is taken: a log of a keeper that was refused is worth having. Not before the sandbox exists.
     store.load(&arguments.sandbox)?;
     hutch_keeper::start_log(&paths.log("keeper"), arguments.debug)?;
+    // Standard error leads nowhere.
+    std::panic::set_hook(Box::new(|panicked| tracing::error!(%panicked, "bug")));
     let programs = Programs::new(None, &std::env::current_exe()?);
     let parts = Parts {
         vmm: Arc::new(hutch_vmm::qemu::Qemu::discover(arguments.qemu.as_deref())?),
