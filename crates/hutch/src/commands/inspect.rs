@@ -1,0 +1,127 @@
+//! `hutch inspect`
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+use hutch_store::{LastEnd, SandboxName, SandboxRecord};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::exit_codes;
+use crate::failure::Failure;
+use crate::keeper_client;
+use crate::sandboxes::Sandboxes;
+
+/// Show everything about sandboxes as JSON
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Sandboxes to show
+    #[arg(value_name = "SANDBOX", required = true)]
+    names: Vec<String>,
+}
+
+/// One sandbox.
+#[derive(Debug, Serialize)]
+struct Entry {
+    id: String,
+    name: SandboxName,
+    created_at: String,
+    status: &'static str,
+    agent: String,
+    template: String,
+    template_digest: String,
+    workspaces: Vec<Workspace>,
+    cpus: u32,
+    memory_mib: u32,
+    disk_bytes: u64,
+    idle_timeout_s: u64,
+    labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keeper: Option<Keeper>,
+    /// How it ended last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_end: Option<Ended>,
+    /// Where its files and logs are.
+    directory: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Workspace {
+    path: String,
+    read_only: bool,
+    /// It is not there any more.
+    missing: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Keeper {
+    pid: u32,
+    socket_path: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Ended {
+    at: String,
+    clean: bool,
+    reason: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    console: Vec<String>,
+}
+
+pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Failure> {
+    let sandboxes = context.sandboxes()?;
+    let mut entries = Vec::with_capacity(arguments.names.len());
+    let mut code = exit_codes::SUCCESS;
+    for text in &arguments.names {
+        match sandboxes.load(text).and_then(|record| entry(&sandboxes, record)) {
+            Ok(entry) => entries.push(entry),
+            Err(failure) => {
+                context.printer.failure(&failure);
+                code = exit_codes::FAILURE;
+            }
+        }
+    }
+    // Text and numbers only: nothing in it can fail to be JSON.
+    let text = serde_json::to_string_pretty(&entries).unwrap_or_default();
+    context.printer.text(&(text + "\n"))?;
+    Ok(code)
+}
+
+fn entry(sandboxes: &Sandboxes, record: SandboxRecord) -> Result<Entry, Failure> {
+    let store = sandboxes.store();
+    let running = keeper_client::is_running(store, &record.name)?;
+    // Files that cannot be read say nothing: the record is what counts.
+    let keeper = if running { store.keeper(&record.name).ok().flatten() } else { None };
+    let last_end = store.last_end(&record.name).ok().flatten();
+    let workspaces = record.workspaces.iter().map(|workspace| Workspace {
+        path: workspace.path.as_path().display().to_string(),
+        read_only: workspace.read_only,
+        missing: !workspace.path.as_path().exists(),
+    });
+    Ok(Entry {
+        id: record.id.to_string(),
+        created_at: format!("{:.9}", record.created_at),
+        status: if running { "running" } else { "stopped" },
+        template: record.template.name,
+        template_digest: record.template.digest,
+        workspaces: workspaces.collect(),
+        cpus: record.cpus,
+        memory_mib: record.memory_mib,
+        disk_bytes: record.disk_bytes,
+        idle_timeout_s: record.idle_timeout_s,
+        labels: record.labels,
+        agent: record.agent,
+        keeper: keeper.map(|keeper| Keeper {
+            pid: keeper.pid,
+            socket_path: keeper.socket.as_path().display().to_string(),
+        }),
+        last_end: last_end.map(|LastEnd { at, clean, reason, console, .. }| Ended {
+            at: format!("{at:.9}"),
+            clean,
+            reason,
+            console,
+        }),
+        directory: store.paths(&record.name).directory.display().to_string(),
+        name: record.name,
+    })
+}

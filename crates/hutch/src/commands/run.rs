@@ -1,0 +1,304 @@
+//! `hutch run`
+
+use std::ffi::OsString;
+use std::io;
+
+use clap::Args;
+use hutch_store::{SandboxRecord, Workspace};
+
+use super::create::new_name;
+use crate::agents::{self, Agent};
+use crate::context::{Context, block_on};
+use crate::detach_keys;
+use crate::exit_codes;
+use crate::failure::{Blame, Failure};
+use crate::images::Pull;
+use crate::keeper_client;
+use crate::nearest::nearest;
+use crate::printer::Printer;
+use crate::sandboxes::Sandboxes;
+use crate::session::{Plan, Standard};
+use crate::settings::MachineFlags;
+use crate::start::{self, OTHER_CREATION, Wish};
+use crate::terminal;
+use crate::workspaces;
+
+use super::exec::{OpenedSession, terminal_variables};
+
+/// Run an agent in a sandbox; create the sandbox if it does not exist
+///
+/// Names a sandbox that exists, or an agent and its workspaces; without a workspace the current directory is it. The
+/// same agent on the same workspace finds its sandbox again. Each workspace appears in the sandbox at the same path as
+/// here, `:ro` at the end of a path makes it read-only. What follows `--` is passed to the agent.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Name the sandbox; default: the agent and the directory, like `shell-project`
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Make it from this template; default: the agent's own
+    #[arg(short, long, value_name = "TEMPLATE")]
+    template: Option<String>,
+    /// Choose when to make or fetch the template although there is one
+    #[arg(long, value_name = "WHEN", default_value = "missing")]
+    pull_template: Pull,
+    /// Say nothing about what is done
+    #[arg(short, long)]
+    quiet: bool,
+    /// Print the name of the sandbox instead of running the agent
+    #[arg(short, long, hide = true)]
+    detached: bool,
+    #[command(flatten)]
+    machine: MachineFlags,
+    /// Sandbox that exists, or agent
+    #[arg(value_name = "SANDBOX | AGENT")]
+    first: Option<String>,
+    /// Directories that a new sandbox can use; the first is where the agent works
+    #[arg(value_name = "WORKSPACE")]
+    workspaces: Vec<OsString>,
+    /// Arguments for the agent, after its own
+    #[arg(value_name = "AGENT_ARGS", last = true)]
+    agent_arguments: Vec<OsString>,
+}
+
+/// What `run` found or is to make.
+enum Target {
+    Existing(Box<SandboxRecord>),
+    New { agent: &'static Agent, workspaces: Vec<Workspace> },
+}
+
+pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Failure> {
+    let printer = context.printer.quiet_if(arguments.quiet);
+    let sandboxes = context.sandboxes()?;
+    block_on(async {
+        let record = match target(context, &sandboxes, arguments)? {
+            Target::Existing(record) => {
+                keep_as_it_is(printer, &record, arguments)?;
+                *record
+            }
+            Target::New { agent, workspaces } => {
+                make(context, printer, &sandboxes, arguments, agent, workspaces).await?
+            }
+        };
+        attach(context, printer, &sandboxes, arguments, record).await
+    })
+}
+
+fn target(
+    context: &Context,
+    sandboxes: &Sandboxes,
+    arguments: &Arguments,
+) -> Result<Target, Failure> {
+    let layout = &context.settings.layout;
+    let program = context.face.program();
+    if let Some(name) = &arguments.name
+        && let Some(record) = sandboxes.find(name)?
+    {
+        if let Some(word) = &arguments.first {
+            let asked = agents::require(word)?;
+            if asked.word != record.agent {
+                return Err(Failure::user(format!(
+                    "the sandbox `{name}` is for the agent `{}`, not for `{}`",
+                    record.agent, asked.word
+                ))
+                .hint("an agent is chosen when a sandbox is created: choose another name"));
+            }
+        }
+        return existing(record, &arguments.workspaces, layout);
+    }
+    let Some(first) = &arguments.first else {
+        return Err(match &arguments.name {
+            Some(name) => sandboxes.unknown(name),
+            None => Failure::user("an agent or a sandbox must be named")
+                .hint(format!("for example: {program} run shell")),
+        });
+    };
+    if arguments.name.is_none()
+        && let Some(record) = sandboxes.find(first)?
+    {
+        return existing(record, &arguments.workspaces, layout);
+    }
+    let Some(agent) = agents::find(first) else {
+        return Err(neither(sandboxes, first, program));
+    };
+    agent.require_runnable()?;
+    let here = [OsString::from(".")];
+    let places = if arguments.workspaces.is_empty() { &here[..] } else { &arguments.workspaces };
+    let workspaces = workspaces::resolve(places, layout)?;
+    if arguments.name.is_none()
+        && let Some(record) = attached(sandboxes, agent, &workspaces)?
+    {
+        return existing(record, &arguments.workspaces, layout);
+    }
+    Ok(Target::New { agent, workspaces })
+}
+
+fn neither(sandboxes: &Sandboxes, word: &str, program: &str) -> Failure {
+    let names = sandboxes.names();
+    let candidates = names.iter().map(String::as_str).chain(agents::words());
+    let hint = match nearest(word, candidates) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("see what there is: {program} ls"),
+    };
+    Failure::user(format!(
+        "`{word}` is neither a sandbox nor an agent; the agents are {}",
+        agents::list()
+    ))
+    .hint(hint)
+}
+
+/// The sandbox of an agent and a workspace; of several the one that was made first.
+pub(crate) fn attached(
+    sandboxes: &Sandboxes,
+    agent: &Agent,
+    workspaces: &[Workspace],
+) -> Result<Option<SandboxRecord>, Failure> {
+    let Some(primary) = workspaces.first() else { return Ok(None) };
+    let same = |record: &SandboxRecord| {
+        record.agent == agent.word
+            && record.workspaces.first().is_some_and(|first| first.path == primary.path)
+    };
+    let records = sandboxes.list()?.into_iter().filter_map(|listed| listed.record.ok());
+    Ok(records.filter(same).min_by_key(|record| record.created_at))
+}
+
+/// An existing sandbox, whose workspaces cannot be chosen any more.
+fn existing(
+    record: SandboxRecord,
+    places: &[OsString],
+    layout: &hutch_store::Layout,
+) -> Result<Target, Failure> {
+    if !places.is_empty() && workspaces::resolve(places, layout)? != record.workspaces {
+        let list = record.workspaces.iter().map(|workspace| {
+            let end = if workspace.read_only { ":ro" } else { "" };
+            format!("{}{end}", workspace.path.as_path().display())
+        });
+        return Err(Failure::user(format!(
+            "the sandbox `{}` was created with other workspaces: {}",
+            record.name,
+            list.collect::<Vec<_>>().join(" ")
+        ))
+        .hint(
+            "workspaces are chosen when a sandbox is created: choose a new sandbox with --name",
+        ));
+    }
+    Ok(Target::Existing(Box::new(record)))
+}
+
+/// What was chosen at creation stays: says so where something else is asked for.
+fn keep_as_it_is(
+    printer: Printer,
+    record: &SandboxRecord,
+    arguments: &Arguments,
+) -> Result<(), Failure> {
+    agents::require(&record.agent)?.require_runnable()?;
+    if let Some(template) = &arguments.template
+        && *template != record.template.name
+    {
+        return Err(Failure::user(format!(
+            "the sandbox `{}` was created from the template `{}`, not from `{template}`",
+            record.name, record.template.name
+        ))
+        .hint("a template is chosen when a sandbox is created: choose a new sandbox with --name"));
+    }
+    let MachineFlags { cpus, memory, disk, .. } = arguments.machine;
+    if cpus.is_some() || memory.is_some() || disk.is_some() {
+        printer.warning(&format!(
+            "--cpus, --memory and --disk are ignored: the sandbox `{}` exists already",
+            record.name
+        ));
+    }
+    Ok(())
+}
+
+async fn make(
+    context: &Context,
+    printer: Printer,
+    sandboxes: &Sandboxes,
+    arguments: &Arguments,
+    agent: &'static Agent,
+    workspaces: Vec<Workspace>,
+) -> Result<SandboxRecord, Failure> {
+    context.settings.machine(&arguments.machine)?;
+    let wish = Wish {
+        agent,
+        name: arguments.name.as_deref().map(new_name).transpose()?,
+        template: arguments.template.as_deref().unwrap_or(agent.template),
+        pull: arguments.pull_template,
+        workspaces,
+        machine: arguments.machine,
+    };
+    let template =
+        start::unless_interrupted(start::prepare(context, printer, &wish), async || {}).await?;
+    // Two commands for the same workspace at the same time end up in one sandbox.
+    let _one_at_a_time = sandboxes
+        .store()
+        .lock_creation(OTHER_CREATION)
+        .map_err(|error| Failure::from_error(Blame::Host, &error))?;
+    if wish.name.is_none()
+        && let Some(record) = attached(sandboxes, agent, &wish.workspaces)?
+    {
+        return Ok(record);
+    }
+    printer
+        .status(&format!("Creating new sandbox '{}'...", start::expected_name(sandboxes, &wish)));
+    let record = start::create(context, sandboxes, wish, template)?;
+    // Interrupted before it ever ran, it goes away again.
+    let store = sandboxes.store();
+    let ready = async {
+        start::ready(context, printer, store, &record, &arguments.machine).await.map(drop)
+    };
+    let remove = async || {
+        let _stopped = keeper_client::stop(store, &record.name, context.face).await;
+        let _removed = store.remove(&record.name, std::time::Duration::from_secs(10));
+    };
+    start::unless_interrupted(ready, remove).await?;
+    Ok(record)
+}
+
+async fn attach(
+    context: &Context,
+    printer: Printer,
+    sandboxes: &Sandboxes,
+    arguments: &Arguments,
+    record: SandboxRecord,
+) -> Result<u8, Failure> {
+    let standard = Standard::of_this_process().map_err(|error: io::Error| {
+        Failure::host(format!("the standard streams cannot be used: {error}"))
+    })?;
+    let agent = agents::require(&record.agent)?;
+    let tty = terminal::is_terminal(&standard.stdin) && terminal::is_terminal(&standard.stdout);
+    let session = OpenedSession {
+        context,
+        printer,
+        store: sandboxes.store(),
+        record,
+        machine: arguments.machine,
+    };
+    if arguments.detached {
+        session.keeper().await?;
+        context.printer.data(session.record.name.as_str())?;
+        return Ok(exit_codes::SUCCESS);
+    }
+    let argv = agent
+        .command
+        .iter()
+        .map(|&word| OsString::from(word))
+        .chain(arguments.agent_arguments.iter().cloned());
+    let keys = context.settings.detach_keys.as_deref().unwrap_or(detach_keys::DEFAULT);
+    let plan = || {
+        let mut spec = super::exec::spec(argv.clone().collect());
+        if tty {
+            spec.tty = Some(terminal::size(standard.descriptors()));
+            spec.environment = terminal_variables(&context.settings);
+        } else {
+            spec.stdin = true;
+        }
+        Plan {
+            spec,
+            input: tty,
+            detach_keys: detach_keys::parse(keys).unwrap_or_default(),
+            plugin_socket: context.settings.plugin_socket.clone(),
+        }
+    };
+    session.run(plan, &standard).await
+}

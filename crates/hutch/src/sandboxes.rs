@@ -1,0 +1,102 @@
+//! Finding sandboxes by what a person typed.
+
+use hutch_store::{CreateError, Listed, LoadError, RemoveError, SandboxName, SandboxRecord, Store};
+
+use crate::failure::{Blame, Failure, chain};
+use crate::nearest::nearest;
+use crate::plugin::Face;
+use crate::settings::Settings;
+
+/// The sandboxes of this user.
+#[derive(Debug)]
+pub(crate) struct Sandboxes {
+    store: Store,
+    face: Face,
+}
+
+impl Sandboxes {
+    /// Opens the store, which makes its directories.
+    pub(crate) fn open(settings: &Settings, face: Face) -> Result<Self, Failure> {
+        let store = Store::open(settings.layout.clone())
+            .map_err(|error| Failure::from_error(Blame::Host, &error))?;
+        Ok(Self { store, face })
+    }
+
+    /// The store itself.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// All of them, broken ones included.
+    pub(crate) fn list(&self) -> Result<Vec<Listed>, Failure> {
+        self.store.list().map_err(|error| Failure::from_error(Blame::Host, &error))
+    }
+
+    /// The record of the sandbox with this name.
+    pub(crate) fn load(&self, text: &str) -> Result<SandboxRecord, Failure> {
+        let name = SandboxName::parse(text).map_err(|_| self.unknown(text))?;
+        self.store.load(&name).map_err(|error| match error {
+            LoadError::NotFound { .. } => self.unknown(text),
+            error => self.broken(text, &error),
+        })
+    }
+
+    /// The name of a sandbox, whether its record can be read or not.
+    pub(crate) fn name(&self, text: &str) -> Result<SandboxName, Failure> {
+        let name = SandboxName::parse(text).map_err(|_| self.unknown(text))?;
+        if self.store.paths(&name).directory.symlink_metadata().is_ok() {
+            Ok(name)
+        } else {
+            Err(self.unknown(text))
+        }
+    }
+
+    /// The record of the sandbox with this name, if there is one.
+    pub(crate) fn find(&self, text: &str) -> Result<Option<SandboxRecord>, Failure> {
+        let Ok(name) = SandboxName::parse(text) else { return Ok(None) };
+        match self.store.load(&name) {
+            Ok(record) => Ok(Some(record)),
+            Err(LoadError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(self.broken(text, &error)),
+        }
+    }
+
+    /// The names of all sandboxes, for suggestions.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let listed = self.store.list().unwrap_or_default();
+        listed.into_iter().filter_map(|listed| listed.name.into_string().ok()).collect()
+    }
+
+    /// There is no sandbox of this name.
+    pub(crate) fn unknown(&self, text: &str) -> Failure {
+        let program = self.face.program();
+        let names = self.names();
+        let hint = match nearest(text, names.iter().map(String::as_str)) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("see what there is: {program} ls"),
+        };
+        Failure::user(format!("there is no sandbox named `{text}`")).hint(hint)
+    }
+
+    /// The files of the sandbox cannot be used.
+    fn broken(&self, text: &str, error: &LoadError) -> Failure {
+        Failure::host(format!("the sandbox `{text}` cannot be used: {}", chain(error)))
+            .hint(format!("remove it: {} rm {text}", self.face.program()))
+    }
+}
+
+/// A sandbox could not be made.
+pub(crate) fn not_created(error: &CreateError) -> Failure {
+    match error {
+        CreateError::Exists { name } => {
+            Failure::user(format!("a sandbox named `{name}` exists already"))
+                .hint("choose another name with --name")
+        }
+        error => Failure::from_error(Blame::Host, error),
+    }
+}
+
+/// A sandbox could not be removed.
+pub(crate) fn not_removed(error: &RemoveError) -> Failure {
+    Failure::from_error(Blame::Host, error)
+}

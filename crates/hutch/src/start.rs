@@ -1,0 +1,204 @@
+//! From a sandbox's record to a keeper that is ready, and from a wish to a new record.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use hutch_store::{Draft, SandboxName, SandboxRecord, Store, TemplateReference, Workspace};
+use hutch_vmm::probe::choose;
+use hutch_vmm::qemu::{DiscoverError, Qemu};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::agents::Agent;
+use crate::context::Context;
+use crate::exit_codes;
+use crate::failure::{Blame, Failure};
+use crate::images::{Images, Pull};
+use crate::keeper_client::{self, Keeper, KeeperArguments, KeeperPlan};
+use crate::printer::Printer;
+use crate::sandboxes::{Sandboxes, not_created};
+use crate::settings::MachineFlags;
+use crate::workspaces;
+
+/// How long another command may be making a sandbox, images included.
+pub(crate) const OTHER_CREATION: Duration = Duration::from_secs(30 * 60);
+
+/// What a new sandbox is to be.
+#[derive(Debug)]
+pub(crate) struct Wish<'a> {
+    pub(crate) agent: &'static Agent,
+    /// The name that somebody chose.
+    pub(crate) name: Option<SandboxName>,
+    pub(crate) template: &'a str,
+    pub(crate) pull: Pull,
+    pub(crate) workspaces: Vec<Workspace>,
+    pub(crate) machine: MachineFlags,
+}
+
+/// Everything that takes long, before a sandbox is made: afterwards only the record and its disk are to be written.
+pub(crate) async fn prepare(
+    context: &Context,
+    printer: Printer,
+    wish: &Wish<'_>,
+) -> Result<TemplateReference, Failure> {
+    // Cheap, and better known before a download than after it.
+    let _found = qemu(context)?;
+    keeper_client::program(&context.settings.programs)?;
+    let images = Images::new(&context.settings, printer)?;
+    let (name, pull) = (wish.template.to_owned(), wish.pull);
+    let template = blocking(move || {
+        images.guest(pull)?;
+        images.template(&name, pull)
+    })
+    .await?;
+    Ok(TemplateReference { name: template.name, digest: template.digest })
+}
+
+/// Writes the sandbox down, with its disk.
+pub(crate) fn create(
+    context: &Context,
+    sandboxes: &Sandboxes,
+    wish: Wish<'_>,
+    template: TemplateReference,
+) -> Result<SandboxRecord, Failure> {
+    let machine = context.settings.machine(&wish.machine)?;
+    let draft = Draft {
+        agent: wish.agent.word.to_owned(),
+        template,
+        workspaces: wish.workspaces,
+        cpus: machine.cpus,
+        memory_mib: machine.memory_mib,
+        disk_bytes: machine.disk_bytes,
+        idle_timeout_s: context.settings.idle_timeout.seconds(),
+        labels: std::collections::BTreeMap::new(),
+        environment: std::collections::BTreeMap::new(),
+    };
+    let created = match wish.name {
+        Some(name) => sandboxes.store().create(&draft, [name]),
+        None => {
+            let first =
+                draft.workspaces.first().map_or("/".as_ref(), |workspace| workspace.path.as_path());
+            sandboxes
+                .store()
+                .create(&draft, SandboxName::suggest(wish.agent.word, first).and_numbered())
+        }
+    };
+    created.map_err(|error| not_created(&error))
+}
+
+/// The name that a new sandbox will most likely get; only for talk.
+pub(crate) fn expected_name(sandboxes: &Sandboxes, wish: &Wish<'_>) -> SandboxName {
+    let suggested = || {
+        let first =
+            wish.workspaces.first().map_or("/".as_ref(), |workspace| workspace.path.as_path());
+        let taken = sandboxes.names();
+        let name = SandboxName::suggest(wish.agent.word, first);
+        let free = |name: &SandboxName| !taken.iter().any(|taken| taken == name.as_str());
+        name.clone().and_numbered().find(free).unwrap_or(name)
+    };
+    wish.name.clone().unwrap_or_else(suggested)
+}
+
+/// The keeper of a sandbox, ready for sessions.
+pub(crate) async fn ready(
+    context: &Context,
+    printer: Printer,
+    store: &Store,
+    record: &SandboxRecord,
+    flags: &MachineFlags,
+) -> Result<Keeper, Failure> {
+    let started = Cell::new(false);
+    let arguments = async || {
+        started.set(true);
+        workspaces::still_there(&record.workspaces, record.name.as_str())?;
+        keeper_arguments(context, printer, store, record, flags).await
+    };
+    let keeper = keeper_client::ready(store, &record.name, context.face, arguments).await?;
+    if !started.get() && flags.accel.is_some() {
+        printer.warning("--accel is ignored: the sandbox runs already");
+    }
+    Ok(keeper)
+}
+
+async fn keeper_arguments(
+    context: &Context,
+    printer: Printer,
+    store: &Store,
+    record: &SandboxRecord,
+    flags: &MachineFlags,
+) -> Result<KeeperArguments, Failure> {
+    let settings = &context.settings;
+    let program = keeper_client::program(&settings.programs)?;
+    let qemu = qemu(context)?;
+    let images = Images::new(settings, printer)?;
+    let reference = record.template.clone();
+    let (guest, template) = blocking(move || {
+        let guest = images.guest(Pull::Missing)?;
+        Ok((guest, images.template_of(&reference)?))
+    })
+    .await?;
+    let cache = settings.layout.state.join("accelerator.json");
+    let choice = choose(settings.accelerator(flags), &qemu, &cache).await.map_err(|error| {
+        Failure::from_error(Blame::Host, &error)
+            .hint("`--accel auto` or `--accel tcg` runs without it, slower")
+    })?;
+    if let Some(notice) = choice.notice {
+        printer.status(notice);
+    }
+    let plan = KeeperPlan {
+        store,
+        name: &record.name,
+        kernel: &guest.kernel,
+        initramfs: &guest.initramfs,
+        template: &template.image,
+        accelerator: choice.accelerator,
+        qemu: qemu.program(),
+        idle_timeout_s: record.idle_timeout_s,
+        boot_timeout_s: settings.boot_timeout.map(|time| time.duration().as_secs()),
+        debug: context.debug,
+    };
+    Ok(plan.arguments(program))
+}
+
+fn qemu(context: &Context) -> Result<Qemu, Failure> {
+    Qemu::discover(context.settings.qemu.as_deref()).map_err(|error: DiscoverError| {
+        let failure = Failure::from_error(Blame::Host, &error);
+        match error {
+            DiscoverError::Missing { debian_package, .. } => failure.hint(format!(
+                "install the Debian package {debian_package}: sudo apt install {debian_package}"
+            )),
+            _ => failure,
+        }
+    })
+}
+
+/// Runs work that blocks on a thread of its own, so that a signal can end us meanwhile.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let (sender, done) = oneshot::channel();
+    std::thread::spawn(move || drop(sender.send(work())));
+    done.await.unwrap_or_else(|_| {
+        Err(Failure::bug("the images could not be made: the work was broken off"))
+    })
+}
+
+/// Work that a signal breaks off: then `undo` runs, and the exit code says which signal it was.
+pub(crate) async fn unless_interrupted<T>(
+    work: impl Future<Output = Result<T, Failure>>,
+    undo: impl AsyncFnOnce(),
+) -> Result<T, Failure> {
+    let failed =
+        |error: std::io::Error| Failure::host(format!("signals cannot be waited for: {error}"));
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
+    let number = tokio::select! {
+        result = work => return result,
+        _ = interrupt.recv() => 2,
+        _ = terminate.recv() => 15,
+        _ = hangup.recv() => 1,
+    };
+    undo().await;
+    Err(Failure::silent(exit_codes::of_signal(number)))
+}
