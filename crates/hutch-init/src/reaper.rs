@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
+use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -63,7 +63,7 @@ pub(crate) async fn run() {
 /// Takes every process that has ended by now.
 fn reap() {
     let mut children = WAITED_FOR.lock().unwrap_or_else(PoisonError::into_inner);
-    while let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) {
+    while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
         if let Some(tell) = children.remove(&pid.as_raw_pid()) {
             // Nobody is waiting any more: fine.
             tell.send(status).ok();

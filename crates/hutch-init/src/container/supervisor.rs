@@ -1,0 +1,276 @@
+//! PID 1 of the container: starts sessions and reaps everything, in one thread.
+//!
+//! ```text
+//!   launcher: joins the cgroup ─ unshare ─ fork ─ ends
+//!   supervisor:                            └─ isolate ─ Event::Ready ─ loop { request | child ended | child's report }
+//! ```
+//!
+//! A forked session reports over a pipe that closes at its exec: nothing came = it runs; a message came = it could not
+//! be started. Reports are awaited in the loop, so that one slow exec does not hold up the others.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::process::ExitCode;
+
+use hutch_wire::guest::{ExecFailure, WindowSize};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+use rustix::pty::OpenptFlags;
+use rustix::termios::Winsize;
+
+use super::protocol::{self, Event, Launch, Request};
+use super::{Outcome, SpawnError, cgroup, child, isolate};
+use crate::sys::process;
+
+/// Longest report of a session that could not be started.
+const REPORT_MAX: u64 = 8 * 1024;
+/// Longest launch: the kernel's own bound on arguments and environment is below it.
+const LAUNCH_MAX: u64 = 8 * 1024 * 1024;
+
+/// Runs as launcher, then as supervisor. Descriptor 0 is the socket to init.
+pub(super) fn main(arguments: &[OsString]) -> ExitCode {
+    let [root, hostname, cgroup] = arguments else { return ExitCode::from(2) };
+    let Ok(socket) = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3) else {
+        return ExitCode::from(2);
+    };
+    let started =
+        launch(Path::new(cgroup)).map_err(|error| format!("cannot make namespaces: {error}"));
+    match started {
+        // The launcher's work is done; the supervisor is now a child of init.
+        Ok(Some(_)) => return ExitCode::SUCCESS,
+        Ok(None) => {}
+        Err(reason) => return broken(&socket, reason),
+    }
+    // Outside, /proc belongs to init; the cgroup file system is reached through it before the root changes.
+    if let Err(reason) = isolate::enter(Path::new(root), &hostname.to_string_lossy()) {
+        return broken(&socket, reason);
+    }
+    cgroup::hand_on_controllers(Path::new("/sys/fs/cgroup"));
+    match Supervisor::new(socket).and_then(Supervisor::run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn broken(socket: &OwnedFd, reason: String) -> ExitCode {
+    // Nobody left to tell is no reason to do anything else.
+    protocol::send(socket, &Event::Broken { reason }, &[]).ok();
+    ExitCode::FAILURE
+}
+
+/// Joins the container's cgroup so that it becomes the root of the new cgroup namespace, then moves to the leaf.
+fn launch(cgroup: &Path) -> io::Result<Option<Pid>> {
+    // The kernel must not choose PID 1 of the container when memory is short.
+    write("/proc/self/oom_score_adj".as_ref(), b"-1000").ok();
+    write(&cgroup.join("cgroup.procs"), b"0")?;
+    process::unshare(isolate::NAMESPACES)?;
+    write(&cgroup.join(cgroup::SUPERVISOR).join("cgroup.procs"), b"0")?;
+    process::fork()
+}
+
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(file, bytes)?;
+    Ok(())
+}
+
+/// A session that was forked.
+struct Session {
+    pid: Pid,
+    /// Open until the session's exec, or its failure.
+    report: Option<OwnedFd>,
+    terminal: Option<OwnedFd>,
+}
+
+struct Supervisor {
+    socket: OwnedFd,
+    ended: OwnedFd,
+    sessions: HashMap<u32, Session>,
+}
+
+impl Supervisor {
+    fn new(socket: OwnedFd) -> io::Result<Self> {
+        let ended = process::child_signals()?;
+        protocol::send(&socket, &Event::Ready, &[])?;
+        Ok(Self { socket, ended, sessions: HashMap::new() })
+    }
+
+    fn run(mut self) -> io::Result<()> {
+        loop {
+            let (request, ended, reports) = self.wait()?;
+            for session in reports {
+                self.report(session)?;
+            }
+            if ended {
+                self.reap()?;
+            }
+            if request {
+                match protocol::receive::<Request>(&self.socket)? {
+                    Some((request, fds)) => self.serve(request, fds)?,
+                    None => return Ok(()),
+                }
+            }
+        }
+    }
+
+    /// Waits for anything; says whether a request came, whether a child ended, and which reports are there.
+    fn wait(&self) -> io::Result<(bool, bool, Vec<u32>)> {
+        let reporting: Vec<(u32, BorrowedFd<'_>)> = self
+            .sessions
+            .iter()
+            .filter_map(|(number, session)| Some((*number, session.report.as_ref()?.as_fd())))
+            .collect();
+        let mut fds =
+            vec![PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&self.ended, PollFlags::IN)];
+        fds.extend(reporting.iter().map(|(_, fd)| PollFd::new(fd, PollFlags::IN)));
+        rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        let reports = reporting
+            .iter()
+            .zip(&ready[2..])
+            .filter_map(|((number, _), ready)| ready.then_some(*number))
+            .collect();
+        Ok((ready[0], ready[1], reports))
+    }
+
+    fn serve(&mut self, request: Request, fds: Vec<OwnedFd>) -> io::Result<()> {
+        match request {
+            Request::Start { session, stdio } => match start(fds, stdio) {
+                Ok(started) => {
+                    self.sessions.insert(session, started);
+                }
+                Err(SpawnError { kind, message }) => {
+                    protocol::send(&self.socket, &Event::Failed { session, kind, message }, &[])?;
+                }
+            },
+            Request::Signal { session, signal } => {
+                if let Some(session) = self.sessions.get(&session)
+                    && let Some(signal) = Signal::from_named_raw(i32::from(signal))
+                {
+                    // The group may be empty by now.
+                    rustix::process::kill_process_group(session.pid, signal).ok();
+                }
+            }
+            Request::Terminate => {
+                // -1: everything but PID 1 itself. Nothing there to signal is fine.
+                process::signal_all(libc::SIGTERM).ok();
+            }
+        }
+        Ok(())
+    }
+
+    /// A report pipe is readable: the session runs, or it says why not.
+    fn report(&mut self, number: u32) -> io::Result<()> {
+        let Some(session) = self.sessions.get_mut(&number) else { return Ok(()) };
+        let Some(report) = session.report.take() else { return Ok(()) };
+        let mut bytes = Vec::new();
+        File::from(report).take(REPORT_MAX).read_to_end(&mut bytes)?;
+        if bytes.is_empty() {
+            let pid = session.pid.as_raw_pid().unsigned_abs();
+            let terminal = session.terminal.take();
+            let fds: Vec<_> = terminal.iter().map(|fd| fd.as_fd()).collect();
+            return protocol::send(&self.socket, &Event::Started { session: number, pid }, &fds);
+        }
+        self.sessions.remove(&number);
+        let (kind, message) = postcard::from_bytes(&bytes).unwrap_or_else(|_| {
+            (ExecFailure::Refused, "the session could not be started".to_owned())
+        });
+        protocol::send(&self.socket, &Event::Failed { session: number, kind, message }, &[])
+    }
+
+    /// Takes every process that has ended, ours and orphans.
+    fn reap(&mut self) -> io::Result<()> {
+        // One read empties the descriptor: it holds at most one pending SIGCHLD.
+        rustix::io::read(&self.ended, &mut [0_u8; 128]).ok();
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            let Some(number) = self
+                .sessions
+                .iter()
+                .find(|(_, session)| session.pid == pid)
+                .map(|(number, _)| *number)
+            else {
+                continue;
+            };
+            // It may have ended before its report was looked at; the pipe is closed then.
+            self.report(number)?;
+            if self.sessions.remove(&number).is_some() {
+                let outcome = outcome(status);
+                protocol::send(&self.socket, &Event::Ended { session: number, outcome }, &[])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn outcome(status: WaitStatus) -> Outcome {
+    let small = |number: i32| u8::try_from(number & 0xff).unwrap_or(u8::MAX);
+    match status.terminating_signal() {
+        Some(signal) => Outcome::Signaled(small(signal)),
+        None => Outcome::Exited(small(status.exit_status().unwrap_or_default())),
+    }
+}
+
+/// Forks a session from a start request's descriptors.
+fn start(fds: Vec<OwnedFd>, stdio: [bool; 3]) -> Result<Session, SpawnError> {
+    let refused = |error: &dyn std::fmt::Display| SpawnError {
+        kind: ExecFailure::Refused,
+        message: format!("the session could not be started: {error}"),
+    };
+    let mut fds = fds.into_iter();
+    let (Some(launch), Some(cgroup_procs)) = (fds.next(), fds.next()) else {
+        return Err(refused(&"descriptors are missing"));
+    };
+    let launch: Launch = read_launch(launch).map_err(|error| refused(&error))?;
+    let stdio = stdio.map(|there| if there { fds.next() } else { None });
+    let size = launch.spec.tty;
+    let mut prepared = child::prepare(launch, cgroup_procs, stdio)?;
+    let mut terminal = None;
+    if let Some(size) = size {
+        let (master, slave) =
+            open_terminal(size, prepared.user.uid).map_err(|error| refused(&error))?;
+        terminal = Some(master);
+        prepared.terminal = Some(slave);
+    }
+    let (report, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|error| refused(&error))?;
+    match process::fork().map_err(|error| refused(&error))? {
+        Some(pid) => Ok(Session { pid, report: Some(report), terminal }),
+        None => {
+            let SpawnError { kind, message } = child::run(&prepared);
+            // The parent reads at most this much; what is lost is the end of a very long name.
+            let message: String = message.chars().take(1000).collect();
+            if let Ok(bytes) = postcard::to_stdvec(&(kind, message)) {
+                rustix::io::write(&tell, &bytes).ok();
+            }
+            process::exit_now(127)
+        }
+    }
+}
+
+fn read_launch(file: OwnedFd) -> io::Result<Launch> {
+    let mut bytes = Vec::new();
+    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
+    File::from(file).take(LAUNCH_MAX).read_to_end(&mut bytes)?;
+    postcard::from_bytes(&bytes).map_err(io::Error::other)
+}
+
+/// Opens a terminal in the container's own devpts; the slave belongs to the user.
+fn open_terminal(size: WindowSize, uid: u32) -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = rustix::fs::open(
+        "/dev/pts/ptmx",
+        OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    rustix::pty::unlockpt(&master)?;
+    let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
+    rustix::fs::fchown(&slave, Some(rustix::fs::Uid::from_raw(uid)), None)?;
+    let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(&slave, size)?;
+    Ok((master, slave))
+}
