@@ -12,8 +12,26 @@ use rustix::system::{RebootCommand, reboot};
 use crate::attach::BASE;
 use crate::log;
 
+/// Time between two looks at how many processes are left.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Longest time for writing everything back; a host that serves no more must not keep the machine up.
 const SYNC_LIMIT: Duration = Duration::from_secs(20);
+
+/// Resolves when only the container's supervisor is left in a cgroup; never when the cgroup does not count.
+pub(crate) async fn until_quiet(cgroup: &Path) {
+    let count = cgroup.join("pids.current");
+    loop {
+        if is_quiet(&fs::read_to_string(&count).unwrap_or_default()) {
+            return;
+        }
+        // The kernel has no event for this count.
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+fn is_quiet(count: &str) -> bool {
+    count.trim().parse::<u64>().is_ok_and(|count| count <= 1)
+}
 
 /// Writes everything back and unmounts everything of the sandbox, innermost first.
 pub(crate) async fn unmount_all() {
@@ -101,6 +119,15 @@ mod tests {
             30 1 254:0 / /hutch/root/home/a\\040b\\134c rw - fuse hutch rw\nshort line\n";
         let points = mount_points(mountinfo);
         assert_eq!(points, [b"/proc".to_vec(), b"/hutch/root/home/a b\\c".to_vec()]);
+    }
+
+    #[test]
+    fn quiet_is_the_supervisor_alone() {
+        assert!(is_quiet("1\n"));
+        assert!(is_quiet("0\n"));
+        for count in ["2\n", "", "max\n"] {
+            assert!(!is_quiet(count), "{count:?}");
+        }
     }
 
     #[test]

@@ -135,7 +135,9 @@ impl Root {
 
     /// Opens a directory that is there.
     pub(crate) fn directory(&self, path: &Path) -> Result<OwnedFd, RootError> {
-        let relative = plain_names(path)?.into_iter().collect::<PathBuf>();
+        // The leading point stands for the root itself when there is no name.
+        let names = plain_names(path)?;
+        let relative: PathBuf = std::iter::once(OsStr::new(".")).chain(names).collect();
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         openat2(&self.directory, &relative, flags, Mode::empty(), STRICT)
             .map_err(|error| explain(path, error))

@@ -1,6 +1,7 @@
 //! Answers the host on the channel, again after each loss of the connection.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,10 +13,13 @@ use tokio::sync::Mutex;
 use crate::container::Container;
 use crate::devices::Devices;
 use crate::port::Port;
+use crate::session::{Channel, Sessions};
 use crate::{attach, clock, log, power_off};
 
 /// How long processes may take to end by themselves before they are killed.
 const GRACE: Duration = Duration::from_secs(2);
+/// The container's cgroup, which counts its processes.
+const SUPERVISED: &str = "/sys/fs/cgroup/sandbox";
 /// How long the kernel may take to end what was killed.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// How long the last reply may take to leave before the power goes all the same.
@@ -46,7 +50,7 @@ enum Sandbox {
     /// Becoming one did not work; half of it may be there.
     Broken,
     /// This one.
-    Attached(Container),
+    Attached(Sessions),
     /// None any more.
     Ended,
 }
@@ -59,6 +63,7 @@ struct Server {
 
 impl Server {
     async fn serve(self: &Arc<Self>, connection: &Connection, mut incoming: Incoming) {
+        let channel = Channel::default();
         while let Some(stream) = incoming.next().await {
             match postcard::from_bytes(stream.payload()) {
                 Ok(Open::Control) => {
@@ -71,7 +76,9 @@ impl Server {
                     // Ends when the host goes: that is not worth a line.
                     tokio::spawn(async move { log::follow(&mut stream).await });
                 }
-                Ok(open @ (Open::Exec | Open::Stdio { .. })) => self.session(&open, stream).await,
+                Ok(open @ (Open::Exec | Open::Stdio { .. })) => {
+                    self.session(&channel, &open, stream)
+                }
                 Err(error) => {
                     stream.refuse(&format!("not a request that this init knows: {error}"))
                 }
@@ -79,12 +86,20 @@ impl Server {
         }
     }
 
-    async fn session(&self, _open: &Open, stream: IncomingStream) {
-        match &*self.sandbox.lock().await {
-            Sandbox::Attached(_container) => stream.refuse("sessions are not there yet"),
-            Sandbox::Prepared => stream.refuse("the sandbox is not attached yet"),
-            Sandbox::Broken => stream.refuse("the sandbox could not be attached"),
-            Sandbox::Ended => stream.refuse("the sandbox is shutting down"),
+    /// Hands a session's stream on. Never waits: a machine that is changing takes no sessions.
+    fn session(&self, channel: &Channel, open: &Open, stream: IncomingStream) {
+        let Ok(sandbox) = self.sandbox.try_lock() else {
+            return stream.refuse("the sandbox is starting or shutting down");
+        };
+        match (&*sandbox, open) {
+            (Sandbox::Attached(sessions), Open::Exec) => channel.exec(sessions, stream),
+            (Sandbox::Attached(_), Open::Stdio { exec, which }) => {
+                channel.stdio(stream, *exec, *which);
+            }
+            (Sandbox::Attached(_), _) => stream.refuse("not a session"),
+            (Sandbox::Prepared, _) => stream.refuse("the sandbox is not attached yet"),
+            (Sandbox::Broken, _) => stream.refuse("the sandbox could not be attached"),
+            (Sandbox::Ended, _) => stream.refuse("the sandbox is shutting down"),
         }
     }
 
@@ -118,7 +133,7 @@ impl Server {
         *sandbox = Sandbox::Broken;
         match attach::attach(Arc::clone(&self.devices), spec).await {
             Ok(container) => {
-                *sandbox = Sandbox::Attached(container);
+                *sandbox = Sandbox::Attached(Sessions::new(container));
                 ControlReply::Attached
             }
             Err(error) => {
@@ -130,8 +145,8 @@ impl Server {
 
     async fn end(&self) {
         let mut sandbox = self.sandbox.lock().await;
-        if let Sandbox::Attached(container) = std::mem::replace(&mut *sandbox, Sandbox::Ended) {
-            end_processes(&container).await;
+        if let Sandbox::Attached(sessions) = std::mem::replace(&mut *sandbox, Sandbox::Ended) {
+            end_processes(sessions.container()).await;
         }
         power_off::unmount_all().await;
     }
@@ -139,7 +154,11 @@ impl Server {
 
 async fn end_processes(container: &Container) {
     if container.terminate().await.is_ok() {
-        tokio::time::timeout(GRACE, container.ended()).await.ok();
+        tokio::select! {
+            () = container.ended() => {}
+            () = power_off::until_quiet(Path::new(SUPERVISED)) => {}
+            () = tokio::time::sleep(GRACE) => {}
+        }
     }
     if let Err(error) = container.kill() {
         log::warn(format!("processes not killed: {error}"));
