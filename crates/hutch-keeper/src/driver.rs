@@ -133,6 +133,8 @@ impl Driver<'_> {
         let attach =
             attach::attach_spec(self.record).map_err(|error| Ending::over(error.to_string()))?;
         let spec = vm_spec(layout, self.settings, self.record).map_err(Ending::over)?;
+        machine.console_from =
+            std::fs::metadata(&spec.serial_log).map_or(0, |metadata| metadata.len());
         machine.scratch = Some(Scratch::make(spec.scratch.clone()).map_err(Ending::over)?);
         let mut vm =
             self.parts.vmm.start(spec).await.map_err(|error| Ending::over(chain(&error)))?;
@@ -270,17 +272,18 @@ impl Driver<'_> {
                 }
             }
         }
+        let console_from = machine.console_from;
         drop(machine);
-        self.record_end(&ending, clean)
+        self.record_end(&ending, clean, console_from)
     }
 
-    fn record_end(&self, ending: &Ending, clean: bool) -> LastEnd {
+    fn record_end(&self, ending: &Ending, clean: bool, console_from: u64) -> LastEnd {
         let wanted = matches!(ending.how, How::Wanted { .. } | How::PoweredOff);
         let name = &self.record.name;
         let console = if wanted && clean {
             Vec::new()
         } else {
-            console_tail(&self.store.paths(name).log("serial"), CONSOLE_LINES)
+            console_tail(&self.store.paths(name).log("serial"), console_from, CONSOLE_LINES)
         };
         let end = LastEnd {
             format_version: hutch_store::record::FORMAT_VERSION,

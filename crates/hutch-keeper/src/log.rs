@@ -118,14 +118,16 @@ pub(crate) fn guest_text(text: &str) -> String {
     shown
 }
 
-/// The last lines of the guest's console, readable on any terminal.
-pub(crate) fn console_tail(path: &Path, lines: usize) -> Vec<String> {
+/// The last lines of the guest's console after the byte `from`, readable on any terminal.
+pub(crate) fn console_tail(path: &Path, from: u64, lines: usize) -> Vec<String> {
     use std::io::{Read as _, Seek as _, SeekFrom};
     const TAIL: u64 = 8 * 1024;
     let read = || -> io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
         let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+        // It was cut when this run began, if it is shorter now.
+        let from = if from > length { 0 } else { from };
+        file.seek(SeekFrom::Start(from.max(length.saturating_sub(TAIL))))?;
         let mut bytes = Vec::new();
         file.take(TAIL).read_to_end(&mut bytes)?;
         Ok(bytes)
@@ -235,7 +237,11 @@ mod tests {
             writeln!(file, "line {line}\r").unwrap();
         }
         writeln!(file, "\n\x1b[31mKernel panic\r\n").unwrap();
-        assert_eq!(console_tail(&path, 2), ["line 9999", "[31mKernel panic"]);
-        assert!(console_tail(&base.path().join("none"), 2).is_empty());
+        assert_eq!(console_tail(&path, 0, 2), ["line 9999", "[31mKernel panic"]);
+        let length = file.metadata().unwrap().len();
+        writeln!(file, "a new run").unwrap();
+        assert_eq!(console_tail(&path, length, 5), ["a new run"]);
+        assert_eq!(console_tail(&path, 1 << 40, 1), ["a new run"]);
+        assert!(console_tail(&base.path().join("none"), 0, 2).is_empty());
     }
 }

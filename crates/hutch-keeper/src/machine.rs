@@ -20,6 +20,8 @@ pub(crate) struct Machine {
     pub(crate) vm: Option<Box<dyn Vm>>,
     pub(crate) worker: Option<Box<dyn WorkspaceWorker>>,
     pub(crate) scratch: Option<Scratch>,
+    /// Where this run begins in the log of the console.
+    pub(crate) console_from: u64,
 }
 
 /// The VM's directory for things that must have a name; dropping it removes it.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use hutch_keeper::{Command, HutchWorkspace, KeeperError, Parts, Settings};
-use hutch_store::{Layout, Program, Programs, SandboxName, Store};
+use hutch_store::{Layout, Programs, SandboxName, Store};
 use hutch_vmm::Accelerator;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -102,7 +102,7 @@ fn run(
     let programs = Programs::new(None, &std::env::current_exe()?);
     let parts = Parts {
         vmm: Arc::new(hutch_vmm::qemu::Qemu::discover(arguments.qemu.as_deref())?),
-        workspace: Arc::new(HutchWorkspace { program: programs.find(Program::Workspace)? }),
+        workspace: Arc::new(HutchWorkspace { programs }),
     };
     let settings = Settings {
         sandbox: arguments.sandbox,

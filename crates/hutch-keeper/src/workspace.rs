@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use hutch_store::Workspace;
+use hutch_store::{Program, Programs, Workspace};
 use hutch_vmm::BoxFuture;
 use tokio::net::UnixStream;
 
@@ -40,8 +40,8 @@ pub trait WorkspaceWorker: fmt::Debug + Send {
 /// The program `hutch-workspace`.
 #[derive(Debug)]
 pub struct HutchWorkspace {
-    /// Where it is.
-    pub program: PathBuf,
+    /// Where to look for it.
+    pub programs: Programs,
 }
 
 impl WorkspaceHost for HutchWorkspace {
@@ -49,6 +49,10 @@ impl WorkspaceHost for HutchWorkspace {
         &self,
         _start: WorkspaceStart,
     ) -> BoxFuture<'_, Result<Box<dyn WorkspaceWorker>, String>> {
-        Box::pin(async { Err("workspaces cannot be served yet".to_owned()) })
+        Box::pin(async {
+            let _program =
+                self.programs.find(Program::Workspace).map_err(|error| error.to_string())?;
+            Err("workspaces cannot be served yet".to_owned())
+        })
     }
 }
