@@ -75,8 +75,9 @@ pub struct IncomingStream {
 /// One bidirectional byte stream with flow control and half-close.
 ///
 /// `poll_shutdown` ends our direction; reading gives end of file when the peer ended its own. Dropping a stream whose
-/// directions have not both ended resets it: the peer's reads and writes fail with `ConnectionReset`. A direction that
-/// was ended before the drop is an exception: what was written still arrives, and then its end.
+/// directions have not both ended resets it: the peer's writes fail with `ConnectionReset`, and so do its reads after
+/// what was written before, as far as the window had room for it. A direction that was ended before the drop is still
+/// carried whole: all that was written arrives, and then its end.
 #[derive(Debug)]
 pub struct Stream {
     user: User,

@@ -6,6 +6,7 @@
 //!   connection                   async driver: any byte stream → many [`Stream`]s
 //!   mux                          the same, as a pure state machine: no I/O, fuzzed
 //!   frame                        bytes ↔ frames
+//!   workspace                    the few messages beside FUSE on the workspace port
 //! ```
 //!
 //! The same multiplexing runs between host and guest (virtio-serial port `hutch.channel`) and between the command line
@@ -17,6 +18,7 @@ pub mod frame;
 pub mod guest;
 pub mod message;
 pub mod mux;
+pub mod workspace;
 
 pub use connection::{Connection, ConnectionError, Incoming, IncomingStream, OpenError, Stream};
 

@@ -199,7 +199,8 @@ impl Mux {
         }
     }
 
-    /// Lets go of the stream: a direction that we ended is still sent, everything else is reset.
+    /// Lets go of the stream: a direction that we ended is still sent whole; one that we did not is sent as far as the
+    /// peer allows by now, then reset.
     pub fn release(&mut self, stream: u32) {
         if let Some(state) = self.streams.get_mut(&stream) {
             state.held = false;
@@ -402,7 +403,7 @@ impl Mux {
             Frame::Window { stream, increment: state.consumed }.encode(out);
             state.allowed += std::mem::take(&mut state.consumed);
         }
-        if state.sending != Sending::Ending
+        if !state.must_send_first()
             && let Some(reason) = state.reset_due.take()
         {
             Frame::Reset { stream, reason: &reason }.encode(out);
@@ -436,6 +437,9 @@ impl Mux {
         if state.unsent.is_empty() && state.sending == Sending::Ending {
             Frame::End { stream }.encode(out);
             state.sending = Sending::Ended;
+        }
+        if state.unsent.is_empty() && state.sending == Sending::Parting {
+            state.sending = Sending::Resetting;
         }
         // Room for a quantum, so that a writer is not woken for every small frame.
         if state.writer_waits && state.held && state.unsent.len() <= SEND_BUFFER - QUANTUM {

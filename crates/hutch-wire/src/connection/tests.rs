@@ -182,6 +182,25 @@ async fn dropping_a_stream_resets_it() {
 }
 
 #[tokio::test]
+async fn what_was_written_before_the_drop_is_read_before_the_reset() {
+    let mut pair = Pair::in_memory(small()).await;
+    let (mut ours, mut theirs) = pair.stream(b"").await;
+    ours.write_all(b"last words").await.unwrap();
+    drop(ours);
+    let mut words = [0; 10];
+    theirs.read_exact(&mut words).await.unwrap();
+    assert_eq!(&words, b"last words");
+    assert_eq!(theirs.read_u8().await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    // Beyond the window nothing is waited for.
+    let (mut ours, mut theirs) = pair.stream(b"").await;
+    ours.write_all(&[7; 60_000]).await.unwrap();
+    drop(ours);
+    let mut got = Vec::new();
+    assert!(theirs.read_to_end(&mut got).await.is_err());
+    assert!(got.len() <= 2 * 4096, "{}", got.len());
+}
+
+#[tokio::test]
 async fn what_was_ended_before_the_drop_still_arrives() {
     let mut pair = Pair::in_memory(small()).await;
     let (mut ours, mut theirs) = pair.stream(b"").await;

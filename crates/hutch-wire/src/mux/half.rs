@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   sending     Open ──end──▶ Ending ──all sent──▶ Ended        a dropped stream that ended still sends what it has,
-//!     └─reset, by us or the peer─▶ Resetting ──sent──▶ Done     then tells the peer to stop
+//!     ├─drop──▶ Parting ─────────┐                             then tells the peer to stop
+//!     └─reset, by us or the peer─▶ Resetting ──sent──▶ Done
 //!   receiving   Open ──End──▶ Ended
 //!     └─Reset─▶ Reset
 //! ```
@@ -24,6 +25,8 @@ pub(super) enum Sending {
     Ending,
     /// The end frame was sent.
     Ended,
+    /// The user let go without an end: what the peer allows now is sent, then the reset.
+    Parting,
     /// A reset frame has to be sent, nothing else.
     Resetting,
     /// The reset frame was sent.
@@ -110,7 +113,7 @@ impl StreamState {
     /// A data frame or the end frame can be sent.
     pub(super) fn has_data_to_send(&self) -> bool {
         match self.sending {
-            Sending::Open => !self.unsent.is_empty() && self.credit > 0,
+            Sending::Open | Sending::Parting => !self.unsent.is_empty() && self.credit > 0,
             Sending::Ending => self.unsent.is_empty() || self.credit > 0,
             Sending::Ended | Sending::Resetting | Sending::Done => false,
         }
@@ -120,14 +123,19 @@ impl StreamState {
     pub(super) fn has_control_to_send(&self) -> bool {
         self.open_due.is_some()
             || self.window_due
-            || (self.reset_due.is_some() && self.sending != Sending::Ending)
+            || (self.reset_due.is_some() && !self.must_send_first())
+    }
+
+    /// Data is due before a reset.
+    pub(super) fn must_send_first(&self) -> bool {
+        matches!(self.sending, Sending::Ending | Sending::Parting)
     }
 
     /// Gives everything up at once: what was not sent and what was not read.
     pub(super) fn give_up(&mut self, reason: &str) {
         self.drop_received();
         match self.sending {
-            Sending::Open | Sending::Ending => {
+            Sending::Open | Sending::Ending | Sending::Parting => {
                 self.unsent = VecDeque::new();
                 self.sending = Sending::Resetting;
                 self.reset_due = Some(reason.to_owned());
@@ -139,9 +147,15 @@ impl StreamState {
         }
     }
 
-    /// The user let go: what was ended is still sent, what was not ended is given up.
+    /// The user let go: what was ended is still sent whole, what was not is sent as far as the peer allows by now.
     pub(super) fn let_go(&mut self) {
         match self.sending {
+            Sending::Open if !self.unsent.is_empty() && self.credit > 0 => {
+                self.drop_received();
+                self.unsent.truncate(self.credit as usize);
+                self.sending = Sending::Parting;
+                self.reset_due = Some(String::new());
+            }
             Sending::Ending if self.receiving == Receiving::Open => {
                 self.drop_received();
                 self.reset_due = Some(String::new());
@@ -151,18 +165,14 @@ impl StreamState {
         }
     }
 
-    /// The peer reset the stream. What it sent and ended before stays readable.
+    /// The peer reset the stream. What it sent before stays readable.
     pub(super) fn reset_by_peer(&mut self, reason: String) {
-        if self.receiving == Receiving::Open {
-            self.drop_received();
-        } else {
-            self.ended_before_reset = true;
-        }
+        self.ended_before_reset = self.receiving == Receiving::Ended;
         self.receiving = Receiving::Reset;
         self.window_due = false;
         self.peer_reset = Some(reason);
         self.unsent = VecDeque::new();
-        if matches!(self.sending, Sending::Open | Sending::Ending) {
+        if matches!(self.sending, Sending::Open | Sending::Ending | Sending::Parting) {
             // The answer: from here on nothing of ours comes.
             self.sending = Sending::Resetting;
             self.reset_due.get_or_insert_default();

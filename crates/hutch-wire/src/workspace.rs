@@ -1,0 +1,180 @@
+//! What init and the workspace worker say to each other beside raw FUSE messages, on the same stream.
+//!
+//! The port [`crate::guest::WORKSPACE_PORT`] carries FUSE messages back to back. Numbers that the kernel never uses mark
+//! the few messages of our own: as the `opcode` of a request (guest to host) and, with `unique` 0, as the `error` of a
+//! reply (host to guest). Their bodies are postcard.
+//!
+//! ```text
+//!   init                                       worker
+//!    │ HELLO {event_thread} ──────────────────▶ │  once, before FUSE_INIT
+//!    │ FUSE requests ─────────────────────────▶ │
+//!    │ ◀─────────────── replies, notifications  │
+//!    │ ◀────────────────────── EVENT {Event}    │  something changed on the host: make watchers in the guest notice
+//!    │ SEEN {count} ──────────────────────────▶ │  so many notifications and events are done
+//! ```
+//!
+//! The kernel tells watchers only of changes that are made through it. For an [`Event`], init therefore has the thread
+//! that it announced make that very change on its own mount; the worker knows the thread by the number in the request's
+//! header, answers as if the change were made, and does nothing. A guest that lies about the thread fools itself only.
+
+use serde::{Deserialize, Serialize};
+
+use crate::guest::Bytes;
+
+/// Opcode of [`Hello`].
+pub const OPCODE_HELLO: u32 = 0x4855_0001;
+/// Opcode of [`Seen`].
+pub const OPCODE_SEEN: u32 = 0x4855_0002;
+/// `error` of a reply with `unique` 0 that carries an [`Event`].
+pub const CODE_EVENT: i32 = 0x4855_0001;
+/// Largest body of a message of this module in bytes: two paths and two names.
+pub const BODY_MAX: usize = 10 * 1024;
+/// Version of these messages.
+pub const VERSION: u16 = 1;
+
+/// Init's first message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`VERSION`] of init.
+    pub version: u16,
+    /// Thread that acts on events, as the mount's process numbers name it.
+    pub event_thread: u32,
+}
+
+/// How many notifications and events init has dealt with since the last time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// How many.
+    pub count: u32,
+}
+
+/// A name in a directory of the mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The directory's FUSE node.
+    pub node: u64,
+    /// The directory's path below the root of the mount, without a leading slash.
+    pub directory: Bytes,
+    /// The name in it.
+    pub name: Bytes,
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EntryKind {
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Link,
+    /// A regular file.
+    File,
+    /// A FIFO.
+    Fifo,
+    /// A socket.
+    Socket,
+}
+
+/// A change on the host that watchers in the guest shall notice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// The name is new, or stands for something new.
+    Created {
+        /// Where.
+        entry: Entry,
+        /// What.
+        kind: EntryKind,
+    },
+    /// The name is gone.
+    Deleted {
+        /// Where.
+        entry: Entry,
+        /// Whether it was a directory.
+        directory: bool,
+    },
+    /// The name moved, over whatever was there.
+    Renamed {
+        /// Old place.
+        from: Entry,
+        /// New place.
+        to: Entry,
+    },
+    /// The content changed.
+    Modified {
+        /// Where.
+        entry: Entry,
+        /// Whether a writer closed the file.
+        closed: bool,
+    },
+    /// Mode, owner, times, links or extended attributes changed.
+    Attributes {
+        /// Where.
+        entry: Entry,
+    },
+}
+
+impl Event {
+    /// Encodes it.
+    pub fn encode(&self) -> Result<Vec<u8>, postcard::Error> {
+        postcard::to_stdvec(self)
+    }
+
+    /// Decodes it.
+    pub fn decode(body: &[u8]) -> Result<Self, postcard::Error> {
+        postcard::from_bytes(body)
+    }
+}
+
+impl Hello {
+    /// Encodes it.
+    pub fn encode(&self) -> Result<Vec<u8>, postcard::Error> {
+        postcard::to_stdvec(self)
+    }
+
+    /// Decodes it.
+    pub fn decode(body: &[u8]) -> Result<Self, postcard::Error> {
+        postcard::from_bytes(body)
+    }
+}
+
+impl Seen {
+    /// Encodes it.
+    pub fn encode(&self) -> Result<Vec<u8>, postcard::Error> {
+        postcard::to_stdvec(self)
+    }
+
+    /// Decodes it.
+    pub fn decode(body: &[u8]) -> Result<Self, postcard::Error> {
+        postcard::from_bytes(body)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_event_comes_back_as_it_was() {
+        let entry = Entry {
+            node: 7,
+            directory: Bytes::from(b"0/a\xff".to_vec()),
+            name: Bytes::from(b"n".to_vec()),
+        };
+        let event = Event::Renamed { from: entry.clone(), to: entry };
+        assert_eq!(Event::decode(&event.encode().unwrap()).unwrap(), event);
+        let hello = Hello { version: VERSION, event_thread: 42 };
+        assert_eq!(Hello::decode(&hello.encode().unwrap()).unwrap(), hello);
+        let seen = Seen { count: 3 };
+        assert_eq!(Seen::decode(&seen.encode().unwrap()).unwrap(), seen);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_event_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(event) = Event::decode(&bytes) {
+                prop_assert_eq!(Event::decode(&event.encode().unwrap()).unwrap(), event);
+            }
+        }
+    }
+}
