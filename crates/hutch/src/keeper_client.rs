@@ -75,6 +75,14 @@ enum Connected {
 }
 
 impl Keeper {
+    /// Greets the keeper at the other end of a stream.
+    pub(crate) async fn greet(stream: UnixStream) -> Result<Self, ConnectionError> {
+        // The keeper opens no streams.
+        let (connection, _incoming) =
+            Connection::establish(stream, Role::Client, Limits::default()).await?;
+        Ok(Self { connection })
+    }
+
     /// The connection, to open sessions on.
     pub(crate) fn connection(&self) -> &Connection {
         &self.connection
@@ -254,9 +262,8 @@ async fn connect(store: &Store, name: &SandboxName, face: Face) -> Result<Connec
             )));
         }
     };
-    match timeout(GREETING, Connection::establish(stream, Role::Client, Limits::default())).await {
-        // The keeper opens no streams.
-        Ok(Ok((connection, _incoming))) => Ok(Connected::Yes(Keeper { connection })),
+    match timeout(GREETING, Keeper::greet(stream)).await {
+        Ok(Ok(keeper)) => Ok(Connected::Yes(keeper)),
         Ok(Err(error @ ConnectionError::Version { .. })) => {
             Err(other_version(name, face, &CallError::Version(error.to_string())))
         }

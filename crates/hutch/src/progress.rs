@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn every_style_is_valid() {
         for template in [true, false] {
-            let _: ProgressStyle = style(template);
+            let _valid: ProgressStyle = style(template);
         }
         assert!(ProgressStyle::with_template("{spinner} {msg} [{bar:24}] {prefix}").is_ok());
         assert!(ProgressStyle::with_template("{spinner} {msg} {prefix}").is_ok());

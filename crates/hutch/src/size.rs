@@ -162,8 +162,8 @@ mod tests {
 
         #[test]
         fn nothing_panics(text in ".*") {
-            let _: Result<ByteSize, _> = text.parse();
-            let _: Result<IdleTime, _> = text.parse();
+            let _parsed: Result<ByteSize, _> = text.parse();
+            let _parsed: Result<IdleTime, _> = text.parse();
         }
     }
 }

@@ -78,7 +78,7 @@ fn command_of(usage: &str, program: &str) -> String {
     let words: Vec<_> = line
         .split(' ')
         .take_while(|word| word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'))
-        .filter(|word| !word.starts_with('-'))
+        .filter(|word| !word.is_empty() && !word.starts_with('-'))
         .collect();
     if words.is_empty() { program.to_owned() } else { words.join(" ") }
 }

@@ -219,8 +219,8 @@ mod tests {
     #[test]
     fn docker_prints_its_documented_seven_columns() {
         insta::assert_snapshot!(rows(Face::Docker, &entries(), false), @r"
-        VM ID          NAME          STATUS    WORKSPACE         SOCKET PATH                             SANDBOXES   AGENTS
-        0123456789ab   shell-app     running   /home/user/app    /run/user/1000/hutch/0123456789ab.sock  1           shell
+        VM ID          NAME          STATUS    WORKSPACE         SOCKET PATH                              SANDBOXES   AGENTS
+        0123456789ab   shell-app     running   /home/user/app    /run/user/1000/hutch/0123456789ab.sock   1           shell
         0123456789ab   shell-other   stopped   /home/user/a\nb
         0123456789ab   broken        stopped
         ");

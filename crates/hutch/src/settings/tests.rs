@@ -90,6 +90,6 @@ fn variables_that_are_passed_on_are_those_that_are_set() {
 proptest! {
     #[test]
     fn no_file_panics(text in "[a-z_=\" 0-9\\n.\\[\\]#]{0,200}") {
-        let _ = FileConfig::parse(&text);
+        let _parsed = FileConfig::parse(&text);
     }
 }
