@@ -101,7 +101,9 @@ pub async fn probe(qemu: &Qemu, cache: &Path) -> AcceleratorState {
     }
     let state = match qemu.run_stub(Accelerator::Kvm).await {
         Ok(()) => AcceleratorState::Usable,
-        Err(StubError::Guest { reason }) => AcceleratorState::Unusable { reason },
+        Err(error @ (StubError::Guest { .. } | StubError::Hung)) => {
+            AcceleratorState::Unusable { reason: error.to_string() }
+        }
         Err(error) => {
             // Not the machine's fault as far as we know: no lasting verdict.
             return AcceleratorState::Unusable { reason: with_sources(&error) };

@@ -20,7 +20,7 @@ use crate::{Accelerator, logs};
 /// Until QEMU can be talked to. Long, because the host itself may be emulated; nothing of the guest runs in that time.
 const READY_WITHIN: Duration = Duration::from_secs(20);
 /// From the guest's first instruction to its last. It needs 10 ms on hardware.
-const GUEST_WITHIN: Duration = Duration::from_secs(2);
+const GUEST_WITHIN: Duration = Duration::from_secs(1);
 /// A killed process is gone after that, or it never will be.
 const DEAD_WITHIN: Duration = Duration::from_secs(10);
 /// How much of QEMU's words we read.
@@ -35,6 +35,9 @@ pub(crate) enum StubError {
         /// What happened, as a phrase.
         reason: String,
     },
+    /// The guest ran into its time limit: a verdict if it happens again.
+    #[error("a guest did not finish within {} s", GUEST_WITHIN.as_secs())]
+    Hung,
     /// The system has no resources for it.
     #[error("no resources to try it")]
     Resources(#[source] io::Error),
@@ -52,7 +55,12 @@ pub(crate) enum StubError {
 impl Qemu {
     /// Runs this machine's stub. On an architecture without one, QEMU only has to make a VM and its virtual CPU.
     pub(crate) async fn run_stub(&self, accelerator: Accelerator) -> Result<(), StubError> {
-        run(self, accelerator, arch::native().stub.as_ref()).await
+        let stub = arch::native().stub.as_ref();
+        match run(self, accelerator, stub).await {
+            // A busy machine, or a nested host that is itself emulated, may be late once.
+            Err(StubError::Hung) => run(self, accelerator, stub).await,
+            verdict => verdict,
+        }
     }
 }
 
@@ -101,7 +109,8 @@ pub(super) async fn run(
     }
     let what = match (by_itself, running) {
         (true, _) => describe(status),
-        (false, Ok(Ok(_))) => format!("a guest did not finish within {} s", GUEST_WITHIN.as_secs()),
+        (false, Ok(Ok(_))) if said.is_empty() => return Err(StubError::Hung),
+        (false, Ok(Ok(_))) => StubError::Hung.to_string(),
         (false, _) => broken
             .unwrap_or_else(|| format!("QEMU was not ready within {} s", READY_WITHIN.as_secs())),
     };
@@ -221,7 +230,7 @@ mod tests {
         // jmp to itself: all of a processor's time, as the known broken hosts do.
         let started = std::time::Instant::now();
         let error = run_emulated(&stub_that(&[0xeb, 0xfe])).await.unwrap_err();
-        assert_eq!(error.to_string(), "a guest did not finish within 2 s");
+        assert_eq!(error.to_string(), "a guest did not finish within 1 s");
         assert!(started.elapsed() < GUEST_WITHIN + Duration::from_secs(5));
     }
 

@@ -137,6 +137,14 @@ fn the_caller_has_the_last_kernel_word() {
 }
 
 #[test]
+fn protections_are_off_only_where_nothing_is_speculated() {
+    let mut spec = spec();
+    assert!(values(&line(&spec), "-append")[0].contains("mitigations=off"));
+    spec.accelerator = Accelerator::Kvm;
+    assert!(!values(&line(&spec), "-append")[0].contains("mitigations"));
+}
+
+#[test]
 fn names_that_could_be_more_than_names_are_refused() {
     type Change = fn(&mut VmSpec, &str);
     let port: Change = |spec, name| spec.ports[0] = name.to_owned();

@@ -1,7 +1,7 @@
 /* The guest of the probe: a 64 KiB firmware image that does what a kernel does first, and nothing else.
  *
  * Reset vector → real mode → protected mode → long mode with paging → the registers that a kernel sets → an exception →
- * a page that is mapped, changed and flushed → user mode and back → a timer interrupt out of hlt → "exit 42".
+ * a page that is mapped, changed and flushed → user mode and back → a timer interrupt → "exit 42".
  * Anything that goes wrong is a hang or a triple fault; both are seen from outside.
  *
  * as x86_64.S -o stub.o && objcopy -O binary -j .text stub.o x86_64.bin   (a test compares)
@@ -156,7 +156,7 @@ from_user:
         cmp     $0x55, %ebx
         jne     wrong
 
-        /* The timer, through the old interrupt controller, out of hlt. */
+        /* The timer, through the old interrupt controller. */
         mov     $0x11, %al
         out     %al, $0x20
         mov     $32, %al
@@ -178,11 +178,11 @@ from_user:
         mov     $0xfee00350, %edi               /* its LINT0: the old controller */
         movl    $0x700, (%rdi)
         xor     %ebx, %ebx
-2:      sti
-        hlt
-        cli
+        sti
+2:      pause                                   /* not hlt, out of which emulated nested hosts do not always wake */
         cmp     $32, %ebx
         jne     2b
+        cli
 
         mov     $42, %al
         out     %al, $0xf4                      /* newer QEMUs go on for a moment */
