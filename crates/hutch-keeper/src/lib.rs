@@ -123,6 +123,17 @@ pub async fn keep(
         socket: hutch_store::HostPath::new(socket)
             .map_err(|error| ServerError::Path { path: error.path })?,
     };
+    // What stays if nobody gets to write how it ended.
+    store.write_last_end(
+        &name,
+        &LastEnd {
+            format_version: hutch_store::record::FORMAT_VERSION,
+            at: jiff::Timestamp::now(),
+            clean: false,
+            reason: "it was killed, or the machine stopped, while it ran".to_owned(),
+            console: Vec::new(),
+        },
+    )?;
     store.write_keeper(&name, &keeper)?;
 
     let (sender, receiver) = commands;

@@ -23,6 +23,8 @@ async fn a_sandbox_becomes_ready_and_stops_cleanly() {
     let keeper = sandbox.keep(guest.vmm(), FakeWorkspace::new()).await;
     assert!(sandbox.store.is_running(&sandbox.record.name).unwrap());
     let client = keeper.ready().await;
+    let killed_now = sandbox.store.last_end(&sandbox.record.name).unwrap().unwrap();
+    assert_eq!(killed_now.reason, "it was killed, or the machine stopped, while it ran");
     let status = client.status().await;
     assert_eq!((status.vmm_pid, status.workspace_pid), (Some(4242), Some(4343)));
     assert_eq!((status.sessions, status.accelerator.as_str()), (0, "tcg"));
