@@ -59,6 +59,10 @@ pub(super) fn prepare(
     ] {
         environment.set(name.as_bytes(), value.as_bytes()).map_err(invalid)?;
     }
+    if launch.spec.tty.is_some() {
+        // The least that every terminal can do; the host names its own where it knows it.
+        environment.set(b"TERM", b"xterm").map_err(invalid)?;
+    }
     for (name, value) in launch.environment.iter().chain(&launch.spec.environment) {
         environment.set(name, value).map_err(invalid)?;
     }
