@@ -13,6 +13,7 @@ use crate::container::{Container, ContainerError, ContainerSpec};
 use crate::devices::Devices;
 use crate::disks::{self, DiskError, Places};
 use crate::identity::{self, IdentityError};
+use crate::modules::Loading;
 use crate::root::Root;
 use crate::stages::Stages;
 use crate::sys::entropy;
@@ -50,9 +51,18 @@ pub(crate) enum AttachError {
     Interrupted,
 }
 
+/// What was found and started at boot.
+#[derive(Debug)]
+pub(crate) struct Hardware {
+    /// Finds disks and ports.
+    pub(crate) devices: Devices,
+    /// Drivers and file systems on their way.
+    pub(crate) modules: Loading,
+}
+
 /// Does every step in order; the sandbox runs when it returns.
 pub(crate) async fn attach(
-    devices: Arc<Devices>,
+    hardware: Arc<Hardware>,
     spec: AttachSpec,
 ) -> Result<Container, AttachError> {
     let mut stages = Stages::start();
@@ -64,12 +74,12 @@ pub(crate) async fn attach(
     stages.mark("identity");
 
     let spec = Arc::new(spec);
-    let (for_root, for_devices) = (Arc::clone(&spec), Arc::clone(&devices));
+    let (for_root, for_hardware) = (Arc::clone(&spec), Arc::clone(&hardware));
     let (places, root, mut stages) =
-        blocking(move || make_root(&for_devices, &for_root, stages)).await?;
+        blocking(move || make_root(&for_hardware, &for_root, stages)).await?;
 
     if !spec.workspaces.is_empty() {
-        start_workspaces(&devices, &places.workspaces).await?;
+        start_workspaces(&hardware, &places.workspaces).await?;
         stages.mark("workspace channel");
         let (source, for_binds) = (places.workspaces.clone(), Arc::clone(&spec));
         // Blocks on requests that the runtime's own thread may have to carry.
@@ -85,14 +95,16 @@ pub(crate) async fn attach(
 }
 
 fn make_root(
-    devices: &Devices,
+    hardware: &Hardware,
     spec: &AttachSpec,
     mut stages: Stages,
 ) -> Result<(Places, Root, Stages), AttachError> {
+    hardware.modules.finish();
+    stages.mark("modules");
     let places = Places::make(Path::new(BASE)).map_err(DiskError::Places)?;
-    disks::mount_template(devices, &places.template)?;
+    disks::mount_template(&hardware.devices, &places.template)?;
     stages.mark("template");
-    disks::mount_data(devices, &places.data)?;
+    disks::mount_data(&hardware.devices, &places.data)?;
     stages.mark("data");
     disks::mount_root(&places)?;
     let root = Root::open(&places.root).map_err(AttachError::Root)?;
@@ -116,7 +128,7 @@ fn container_spec(spec: &AttachSpec, root: PathBuf) -> ContainerSpec {
     }
 }
 
-async fn start_workspaces(_devices: &Arc<Devices>, _target: &Path) -> Result<(), AttachError> {
+async fn start_workspaces(_hardware: &Arc<Hardware>, _target: &Path) -> Result<(), AttachError> {
     Err(AttachError::WorkspaceChannel("not there yet".to_owned()))
 }
 

@@ -11,10 +11,12 @@ use hutch_wire::guest::CHANNEL_PORT;
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
+use crate::attach::Hardware;
 use crate::devices::{DeviceMissing, Devices};
+use crate::modules::Loading;
 use crate::port::Port;
 use crate::stages::Stages;
-use crate::{log, loopback, modules, power_off, reaper, serve};
+use crate::{log, loopback, power_off, reaper, serve};
 
 /// How long the host may take to give us a port; a slow emulated machine needs a second.
 const PORT_LIMIT: Duration = Duration::from_secs(30);
@@ -52,21 +54,20 @@ fn boot() -> Result<Infallible, BootError> {
     limits();
     stages.mark("mounts");
     let devices = Devices::listen();
-    let loaded = modules::load_boot();
-    stages.mark("modules");
+    let modules = Loading::start();
     loopback::up();
     stages.mark("loopback");
     let device = devices.port(CHANNEL_PORT, PORT_LIMIT)?;
     let port = Port::open(&device).map_err(BootError::OpenPort)?;
     stages.mark("port");
-    log::info(format!("booted; {loaded} kernel modules; {stages}"));
+    log::info(format!("booted; {stages}"));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(BootError::Runtime)?;
     runtime.block_on(async {
         tokio::spawn(reaper::run());
-        serve::serve(&port, devices).await.map_err(BootError::Channel)
+        serve::serve(&port, Hardware { devices, modules }).await.map_err(BootError::Channel)
     })
 }
 

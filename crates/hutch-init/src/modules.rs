@@ -5,12 +5,16 @@
 //! do without shows later, in an error that says what is missing.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 
 use rustix::io::Errno;
 use rustix::system::finit_module;
 
 use crate::log;
+use crate::stages::Stages;
 
 const DIRECTORY: &str = "/lib/modules";
 const BOOT: &str = "hutch.order";
@@ -18,16 +22,49 @@ const LATER: &str = "later.order";
 /// Where a module names those it depends on, in its `.modinfo` section.
 const DEPENDS: &[u8] = b"\0depends=";
 
-/// Loads everything that a boot needs; gives the number of modules loaded.
-pub(crate) fn load_boot() -> usize {
-    let directory = Path::new(DIRECTORY);
-    match fs::read_to_string(directory.join(BOOT)) {
-        Ok(list) => parse_order(&list).filter(|file| load(directory, file)).count(),
-        Err(error) => {
-            log::info(format!("no kernel modules: {error}"));
-            0
+/// The loading of what every boot needs, in the background: nobody needs a disk before the host asks for one.
+#[derive(Debug)]
+pub(crate) struct Loading {
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Loading {
+    /// Starts loading.
+    pub(crate) fn start() -> Self {
+        Self { thread: Mutex::new(Some(thread::spawn(load_boot))) }
+    }
+
+    /// Waits until everything is loaded.
+    pub(crate) fn finish(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            log::warn("loading kernel modules failed");
         }
     }
+}
+
+fn load_boot() {
+    let directory = Path::new(DIRECTORY);
+    let list = match fs::read_to_string(directory.join(BOOT)) {
+        Ok(list) => list,
+        Err(error) => return log::info(format!("no kernel modules: {error}")),
+    };
+    let mut stages = Stages::start();
+    let files: Vec<&str> = parse_order(&list).collect();
+    // The driver of the disks comes first. It takes as long as all others together, because it looks at each disk, and
+    // the others hardly ever need it; one that does is tried again.
+    let again = match files.split_first() {
+        None => Vec::new(),
+        Some((first, rest)) => thread::scope(|scope| {
+            scope.spawn(|| load(directory, first));
+            rest.iter().filter(|file| try_load(directory, file).is_err()).collect()
+        }),
+    };
+    for file in again {
+        load(directory, file);
+    }
+    stages.mark("kernel modules");
+    log::info(format!("loaded {}: {stages}", files.join(" ")));
 }
 
 /// Loads one of the modules for later and what it depends on; does nothing when there is none of that name.
@@ -45,16 +82,17 @@ pub(crate) fn load_later(name: &str) {
     }
 }
 
-fn load(directory: &Path, file: &str) -> bool {
-    let result = File::open(directory.join(file))
-        .and_then(|module| finit_module(module, c"", 0).map_err(std::io::Error::from));
-    match result {
-        Ok(()) => true,
-        Err(error) if error.raw_os_error() == Some(Errno::EXIST.raw_os_error()) => true,
-        Err(error) => {
-            log::warn(format!("kernel module {file} not loaded: {error}"));
-            false
-        }
+fn load(directory: &Path, file: &str) {
+    if let Err(error) = try_load(directory, file) {
+        log::warn(format!("kernel module {file} not loaded: {error}"));
+    }
+}
+
+fn try_load(directory: &Path, file: &str) -> io::Result<()> {
+    let module = File::open(directory.join(file))?;
+    match finit_module(module, c"", 0) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -336,7 +336,7 @@ mod tests {
         let etc = directory.path().join("root/etc");
         fs::create_dir(&etc).unwrap();
         let victim = directory.path().join("victim");
-        fs::File::create(&victim).unwrap();
+        File::create(&victim).unwrap();
         symlink(&victim, etc.join("hostname")).unwrap();
         root.write(Path::new("/etc/hostname"), b"box\n").unwrap();
         assert_eq!(fs::read(&victim).unwrap(), b"");

@@ -1,5 +1,6 @@
 //! Answers the host on the channel, again after each loss of the connection.
 
+use std::fmt::Display;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,8 +11,8 @@ use hutch_wire::message::{self, MESSAGE_MAX, MessageError};
 use hutch_wire::{Connection, Incoming, IncomingStream, Limits, Role, Stream};
 use tokio::sync::Mutex;
 
+use crate::attach::Hardware;
 use crate::container::Container;
-use crate::devices::Devices;
 use crate::port::Port;
 use crate::session::{Channel, Sessions};
 use crate::{attach, clock, log, power_off};
@@ -26,9 +27,9 @@ const KILL_LIMIT: Duration = Duration::from_secs(5);
 const LAST_REPLY_LIMIT: Duration = Duration::from_secs(1);
 
 /// Serves the port for ever.
-pub(crate) async fn serve(port: &Port, devices: Devices) -> io::Result<std::convert::Infallible> {
+pub(crate) async fn serve(port: &Port, hardware: Hardware) -> io::Result<std::convert::Infallible> {
     let server =
-        Arc::new(Server { devices: Arc::new(devices), sandbox: Mutex::new(Sandbox::Prepared) });
+        Arc::new(Server { hardware: Arc::new(hardware), sandbox: Mutex::new(Sandbox::Prepared) });
     loop {
         let stream = port.connected().await?;
         match Connection::establish(stream, Role::Server, Limits::default()).await {
@@ -57,7 +58,7 @@ enum Sandbox {
 
 #[derive(Debug)]
 struct Server {
-    devices: Arc<Devices>,
+    hardware: Arc<Hardware>,
     sandbox: Mutex<Sandbox>,
 }
 
@@ -77,10 +78,10 @@ impl Server {
                     tokio::spawn(async move { log::follow(&mut stream).await });
                 }
                 Ok(open @ (Open::Exec | Open::Stdio { .. })) => {
-                    self.session(&channel, &open, stream)
+                    self.session(&channel, &open, stream);
                 }
                 Err(error) => {
-                    stream.refuse(&format!("not a request that this init knows: {error}"))
+                    stream.refuse(&format!("not a request that this init knows: {error}"));
                 }
             }
         }
@@ -128,17 +129,17 @@ impl Server {
     async fn attach(&self, spec: AttachSpec) -> ControlReply {
         let mut sandbox = self.sandbox.lock().await;
         if !matches!(*sandbox, Sandbox::Prepared) {
-            return failed("this machine was attached before");
+            return failed(&"this machine was attached before");
         }
         *sandbox = Sandbox::Broken;
-        match attach::attach(Arc::clone(&self.devices), spec).await {
+        match attach::attach(Arc::clone(&self.hardware), spec).await {
             Ok(container) => {
                 *sandbox = Sandbox::Attached(Sessions::new(container));
                 ControlReply::Attached
             }
             Err(error) => {
                 log::warn(format!("not attached: {error}"));
-                failed(error)
+                failed(&error)
             }
         }
     }
@@ -177,7 +178,7 @@ fn pong(realtime_ns: u64) -> ControlReply {
     ControlReply::Pong
 }
 
-fn failed(reason: impl ToString) -> ControlReply {
+fn failed(reason: &dyn Display) -> ControlReply {
     ControlReply::Failed { reason: reason.to_string() }
 }
 
