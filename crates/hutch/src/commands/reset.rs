@@ -30,7 +30,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Failure> {
-    if !arguments.force && !confirmed(context)? {
+    if !arguments.force && !confirmed(context) {
         return Err(Failure::user("nothing was removed"));
     }
     let sandboxes = context.sandboxes()?;
@@ -42,10 +42,10 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
     Ok(code)
 }
 
-fn confirmed(context: &Context) -> Result<bool, Failure> {
-    context.printer.data(
+fn confirmed(context: &Context) -> bool {
+    context.printer.status(
         "⚠️  WARNING: This will permanently delete all VM data and stop all running agents!",
-    )?;
+    );
     context.printer.prompt("Are you sure you want to continue? (y/N):");
     let mut answer = String::new();
     let read = io::Read::take(io::stdin().lock(), ANSWER_MAX).read_line(&mut answer);
@@ -53,7 +53,7 @@ fn confirmed(context: &Context) -> Result<bool, Failure> {
         // The line that the person did not end.
         context.printer.status("");
     }
-    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+    matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
 }
 
 /// Removes every sandbox, whatever state it is in; goes on when one cannot be.
