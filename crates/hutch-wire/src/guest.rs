@@ -38,6 +38,9 @@ pub enum Open {
     /// Init's log as raw lines of text (init writes, the host only reads).
     Log,
     /// A session: one [`ExecSpec`], then [`ExecRequest`]s one way, [`ExecEvent`]s the other.
+    ///
+    /// The end of the host's direction, clean or by a reset, kills a session that is not detached, with everything that it
+    /// started.
     Exec,
     /// Standard input or output of the session whose exec stream has this number.
     Stdio {
