@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::control::ControlEvent;
 use crate::guest::{self, Guest};
-use crate::log::console_tail;
+use crate::log::Console;
 use crate::machine::{Machine, Scratch, vm_spec};
 use crate::state::{Sessions, Stage, State};
 use crate::workspace::{WorkspaceStart, WorkspaceWorker};
@@ -54,7 +54,7 @@ const KILLED: Duration = Duration::from_secs(10);
 /// After the channel was lost, how long the VM's own end may take to be the better reason.
 const BETTER_REASON: Duration = Duration::from_secs(1);
 /// Lines of the console that are kept with a failure.
-const CONSOLE_LINES: usize = 8;
+const CONSOLE_LINES: usize = 16;
 
 type Worker = Option<Box<dyn WorkspaceWorker>>;
 
@@ -86,6 +86,8 @@ enum How {
     Over,
     /// The guest powered off by itself.
     PoweredOff,
+    /// The guest's kernel has crashed; its console says why.
+    Crashed,
 }
 
 impl Ending {
@@ -98,7 +100,9 @@ impl Ending {
             VmEnd::PoweredOff => {
                 Self { reason: "the guest powered off".to_owned(), how: How::PoweredOff }
             }
-            VmEnd::GuestCrashed => Self::over("the guest's kernel crashed"),
+            VmEnd::GuestCrashed => {
+                Self { reason: "the guest's kernel crashed".to_owned(), how: How::Crashed }
+            }
             VmEnd::VmmFailed { reason } => {
                 Self::over(format!("the virtual machine ended: {reason}"))
             }
@@ -246,7 +250,7 @@ impl Driver<'_> {
             let at_most = match ending.how {
                 How::Wanted { at_most } => Some(at_most),
                 How::Broken => Some(POWER_OFF_AFTER_FAILURE),
-                How::Over | How::PoweredOff => None,
+                How::Over | How::PoweredOff | How::Crashed => None,
             };
             if let Some(at_most) = at_most {
                 clean = power_off(vm.as_mut(), guest, &mut self.commands, at_most).await;
@@ -272,25 +276,29 @@ impl Driver<'_> {
                 }
             }
         }
+        let paths = self.store.paths(&self.record.name);
         let console_from = machine.console_from;
         drop(machine);
-        self.record_end(&ending, clean, console_from)
+        let console = Console::read(&paths.log("serial"), console_from);
+        self.record_end(ending, clean, &console)
     }
 
-    fn record_end(&self, ending: &Ending, clean: bool, console_from: u64) -> LastEnd {
-        let wanted = matches!(ending.how, How::Wanted { .. } | How::PoweredOff);
+    fn record_end(&self, ending: Ending, clean: bool, console: &Console) -> LastEnd {
+        let Ending { mut reason, how } = ending;
+        if how == How::Crashed
+            && let Some(panic) = console.panic()
+        {
+            reason = format!("{reason}: {}", panic.trim());
+        }
         let name = &self.record.name;
-        let console = if wanted && clean {
-            Vec::new()
-        } else {
-            console_tail(&self.store.paths(name).log("serial"), console_from, CONSOLE_LINES)
-        };
+        let wanted = matches!(how, How::Wanted { .. } | How::PoweredOff);
+        let lines = if wanted && clean { 0 } else { CONSOLE_LINES };
         let end = LastEnd {
             format_version: hutch_store::record::FORMAT_VERSION,
             at: Timestamp::now(),
             clean,
-            reason: ending.reason.clone(),
-            console,
+            reason: reason.clone(),
+            console: console.last(lines),
         };
         if let Err(error) = self.store.write_last_end(name, &end) {
             tracing::error!(%error, "the end cannot be written down");
@@ -299,7 +307,7 @@ impl Driver<'_> {
         self.state.send_modify(|state| {
             state.vmm_pid = None;
             state.workspace_pid = None;
-            state.stage = if wanted { Stage::Gone } else { Stage::Failed(ending.reason.clone()) };
+            state.stage = if wanted { Stage::Gone } else { Stage::Failed(reason) };
         });
         end
     }

@@ -1,7 +1,7 @@
 //! Logs that stop growing, and text of a guest that is safe to show.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -118,25 +118,39 @@ pub(crate) fn guest_text(text: &str) -> String {
     shown
 }
 
-/// The last lines of the guest's console after the byte `from`, readable on any terminal.
-pub(crate) fn console_tail(path: &Path, from: u64, lines: usize) -> Vec<String> {
-    use std::io::{Read as _, Seek as _, SeekFrom};
-    const TAIL: u64 = 8 * 1024;
-    let read = || -> io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
-        let length = file.metadata()?.len();
-        // It was cut when this run began, if it is shorter now.
-        let from = if from > length { 0 } else { from };
-        file.seek(SeekFrom::Start(from.max(length.saturating_sub(TAIL))))?;
-        let mut bytes = Vec::new();
-        file.take(TAIL).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let bytes = read().unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
-    let all: Vec<String> =
-        text.lines().map(guest_text).filter(|line| !line.trim().is_empty()).collect();
-    all.into_iter().rev().take(lines).collect::<Vec<_>>().into_iter().rev().collect()
+/// What the guest's console said since the byte `from`, as far as it is worth a look after a failure.
+#[derive(Debug)]
+pub(crate) struct Console(Vec<String>);
+
+impl Console {
+    /// Reads the end of the console's log; a log that cannot be read is an empty one.
+    pub(crate) fn read(path: &Path, from: u64) -> Self {
+        const TAIL: u64 = 64 * 1024;
+        let read = || -> io::Result<Vec<u8>> {
+            let mut file = File::open(path)?;
+            let length = file.metadata()?.len();
+            // It was cut when this run began, if it is shorter now.
+            let from = if from > length { 0 } else { from };
+            file.seek(SeekFrom::Start(from.max(length.saturating_sub(TAIL))))?;
+            let mut bytes = Vec::new();
+            file.take(TAIL).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let bytes = read().unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        Self(text.lines().map(guest_text).filter(|line| !line.trim().is_empty()).collect())
+    }
+
+    /// The last lines, readable on any terminal.
+    pub(crate) fn last(&self, lines: usize) -> Vec<String> {
+        self.0.get(self.0.len().saturating_sub(lines)..).unwrap_or_default().to_vec()
+    }
+
+    /// Why the kernel panicked, in its own words.
+    pub(crate) fn panic(&self) -> Option<&str> {
+        const SIGN: &str = "Kernel panic - not syncing: ";
+        self.0.iter().rev().find_map(|line| Some(line.split_once(SIGN)?.1))
+    }
 }
 
 /// The keeper's own log as `tracing` writes to it.
@@ -229,19 +243,23 @@ mod tests {
     }
 
     #[test]
-    fn the_tail_of_a_console_has_its_last_lines() {
+    fn the_end_of_a_console_has_its_last_lines() {
         let base = tempfile::tempdir().unwrap();
         let path = base.path().join("serial");
         let mut file = File::create(&path).unwrap();
-        for line in 0..10_000 {
+        for line in 0..20_000 {
             writeln!(file, "line {line}\r").unwrap();
         }
-        writeln!(file, "\n\x1b[31mKernel panic\r\n").unwrap();
-        assert_eq!(console_tail(&path, 0, 2), ["line 9999", "[31mKernel panic"]);
+        assert_eq!(Console::read(&path, 0).panic(), None);
+        writeln!(file, "\n[ 1.5] Kernel panic - not syncing: \x1b[31mno init\r\n").unwrap();
+        let console = Console::read(&path, 0);
+        let panic = "[ 1.5] Kernel panic - not syncing:  [31mno init";
+        assert_eq!(console.last(2), ["line 19999", panic]);
+        assert_eq!(console.panic(), Some(" [31mno init"));
         let length = file.metadata().unwrap().len();
         writeln!(file, "a new run").unwrap();
-        assert_eq!(console_tail(&path, length, 5), ["a new run"]);
-        assert_eq!(console_tail(&path, 1 << 40, 1), ["a new run"]);
-        assert!(console_tail(&base.path().join("none"), 0, 2).is_empty());
+        assert_eq!(Console::read(&path, length).last(5), ["a new run"]);
+        assert_eq!(Console::read(&path, 1 << 40).last(1), ["a new run"]);
+        assert!(Console::read(&base.path().join("none"), 0).last(2).is_empty());
     }
 }

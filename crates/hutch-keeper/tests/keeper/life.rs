@@ -110,7 +110,7 @@ async fn a_panic_while_booting_is_told_at_once_with_the_console() {
         "[ 0.1] Linux version 6\r\n[ 0.9] Kernel panic - not syncing: \x1b[31mno init\r\n";
     let keeper = sandbox.keep(crashing(console, VmEnd::GuestCrashed), FakeWorkspace::new()).await;
     let end = keeper.end().await;
-    assert_eq!(end.reason, "the guest's kernel crashed");
+    assert_eq!(end.reason, "the guest's kernel crashed: [31mno init");
     assert_eq!(
         end.console,
         ["[ 0.1] Linux version 6", "[ 0.9] Kernel panic - not syncing:  [31mno init"]
