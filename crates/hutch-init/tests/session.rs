@@ -374,7 +374,7 @@ async fn signals_reach_the_process_group() {
 #[tokio::test]
 async fn a_terminal_has_its_size_from_the_start_and_learns_a_new_one() {
     let fixture = Fixture::start().await;
-    let script = "stty size; trap 'stty size; exit 3' WINCH; while :; do sleep 0.01; done";
+    let script = "trap 'stty size; exit 3' WINCH; stty size; while :; do sleep 0.01; done";
     let mut session = fixture.started(&in_terminal(script)).await;
     session.shows("24 80").await;
     session.ask(ExecRequest::Resize(WindowSize { rows: 51, columns: 132 })).await;

@@ -176,9 +176,7 @@ impl Mux {
         state.received.drain(..count);
         shrink(&mut state.received);
         if state.receiving == Receiving::Open {
-            // `received` never holds more than the window.
-            state.consumed += u32::try_from(count).unwrap_or(window);
-            state.window_due |= state.consumed >= window.div_ceil(2);
+            state.consume(count, window);
             self.schedule(stream);
         }
         Ok(Read::Bytes(count))
@@ -204,7 +202,7 @@ impl Mux {
     pub fn release(&mut self, stream: u32) {
         if let Some(state) = self.streams.get_mut(&stream) {
             state.held = false;
-            state.let_go();
+            state.let_go(self.limits.stream_window);
             self.schedule(stream);
         }
     }
@@ -311,15 +309,17 @@ impl Mux {
     }
 
     fn data(&mut self, stream: u32, bytes: &[u8], events: &mut Vec<Event>) {
-        // Data for a stream that we gave up was sent before the peer could know.
-        if let Some(state) = self.streams.get_mut(&stream)
-            && state.held
-        {
+        let Some(state) = self.streams.get_mut(&stream) else { return };
+        if state.held {
             state.received.extend(bytes);
             if events.last() != Some(&Event::Readable(stream)) {
                 events.push(Event::Readable(stream));
             }
+        } else if state.sending == Sending::Ending {
+            state.consume(bytes.len(), self.limits.stream_window);
+            self.schedule(stream);
         }
+        // Other data without a reader was sent before the peer could know.
     }
 
     fn ended(&mut self, stream: u32, events: &mut Vec<Event>) -> Result<(), Violation> {

@@ -126,6 +126,13 @@ impl StreamState {
             || (self.reset_due.is_some() && !self.must_send_first())
     }
 
+    /// Counts bytes that were taken; from half a window on they are worth telling the peer.
+    pub(super) fn consume(&mut self, count: usize, window: u32) {
+        // What was received and not told is never more than the window.
+        self.consumed += u32::try_from(count).unwrap_or(window);
+        self.window_due |= self.consumed >= window.div_ceil(2);
+    }
+
     /// Data is due before a reset.
     pub(super) fn must_send_first(&self) -> bool {
         matches!(self.sending, Sending::Ending | Sending::Parting)
@@ -148,7 +155,7 @@ impl StreamState {
     }
 
     /// The user let go: what was ended is still sent whole, what was not is sent as far as the peer allows by now.
-    pub(super) fn let_go(&mut self) {
+    pub(super) fn let_go(&mut self, window: u32) {
         match self.sending {
             Sending::Open if !self.unsent.is_empty() && self.credit > 0 => {
                 self.drop_received();
@@ -157,7 +164,11 @@ impl StreamState {
                 self.reset_due = Some(String::new());
             }
             Sending::Ending if self.receiving == Receiving::Open => {
-                self.drop_received();
+                // Until we can say that we no longer read, what comes is taken and forgotten: if both sides let go
+                // like this and neither took anything, neither would ever get its end across.
+                let unread = self.received.len();
+                self.received = VecDeque::new();
+                self.consume(unread, window);
                 self.reset_due = Some(String::new());
             }
             Sending::Ending => self.drop_received(),

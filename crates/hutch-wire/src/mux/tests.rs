@@ -111,6 +111,23 @@ fn what_crosses_our_reset_is_tolerated_until_the_peer_answers() {
 }
 
 #[test]
+fn two_sides_that_end_and_let_go_with_full_windows_both_finish() {
+    let mut world = World::new();
+    let stream = world.muxes[0].open(b"payload").unwrap();
+    world.carry(0, usize::MAX);
+    for mux in &mut world.muxes {
+        assert_eq!(mux.write(stream, &[1; 5000]), Ok(5000));
+        mux.end(stream);
+        mux.release(stream);
+    }
+    world.held = Default::default();
+    world.settle();
+    for mux in &world.muxes {
+        assert_eq!((mux.streams.len(), mux.bytes_held()), (0, 0));
+    }
+}
+
+#[test]
 fn the_window_counts_what_was_read_and_not_what_came() {
     let mut mux = server();
     script().open(1).data(1, 300).data(1, 300).data(1, 300).data(1, 100).play(&mut mux).unwrap();
