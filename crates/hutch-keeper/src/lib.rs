@@ -161,23 +161,22 @@ pub async fn keep(
 
 /// Takes the lock. Whoever holds it for an instant is waited for; a keeper that lives is not.
 fn lock(store: &Store, name: &SandboxName) -> Result<hutch_store::Lock, KeeperError> {
-    let running = || KeeperError::Running { sandbox: name.clone() };
-    match store.lock(name, Duration::ZERO) {
-        Ok(lock) => return Ok(lock),
-        Err(LockError::Held { .. }) => {}
-        Err(LockError::Gone { .. }) => {
-            return Err(LoadError::NotFound { name: name.clone() }.into());
+    const LOOK_AGAIN: Duration = Duration::from_millis(100);
+    let started = std::time::Instant::now();
+    loop {
+        match store.lock(name, LOOK_AGAIN) {
+            Ok(lock) => return Ok(lock),
+            Err(LockError::Held { .. }) => {}
+            Err(LockError::Gone { .. }) => {
+                return Err(LoadError::NotFound { name: name.clone() }.into());
+            }
+            Err(error) => return Err(KeeperError::Lock(error)),
         }
-        Err(error) => return Err(KeeperError::Lock(error)),
-    }
-    if let Ok(Some(keeper)) = store.keeper(name)
-        && std::path::Path::new(keeper.socket.as_path()).exists()
-    {
-        return Err(running());
-    }
-    match store.lock(name, LOCK_PATIENCE) {
-        Ok(lock) => Ok(lock),
-        Err(LockError::Held { .. }) => Err(running()),
-        Err(error) => Err(KeeperError::Lock(error)),
+        // One that is about to end has removed its socket.
+        let keeper = store.keeper(name).ok().flatten();
+        let lives = keeper.is_some_and(|keeper| keeper.socket.as_path().exists());
+        if lives || started.elapsed() >= LOCK_PATIENCE {
+            return Err(KeeperError::Running { sandbox: name.clone() });
+        }
     }
 }
