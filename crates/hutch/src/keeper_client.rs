@@ -177,7 +177,8 @@ pub(crate) async fn ready(
 
 /// Ends a running sandbox; one that does not run is left alone. Says whether it ran.
 pub(crate) async fn stop(store: &Store, name: &SandboxName, face: Face) -> Result<bool, Failure> {
-    if !is_running(store, name)? {
+    // Something else of this name has no keeper.
+    if !store.paths(name).directory.is_dir() || !is_running(store, name)? {
         return Ok(false);
     }
     // One that just begins is given the time to listen.

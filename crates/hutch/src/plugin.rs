@@ -141,7 +141,7 @@ pub(crate) async fn wait_for_end(socket: Option<&OsStr>) {
         while matches!(stream.read(&mut byte).await, Ok(1..)) {}
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// The name is abstract and written with `@`, or (where there are no abstract names) a path.

@@ -7,6 +7,7 @@ mod file;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -14,7 +15,7 @@ use hutch_store::{Layout, LayoutInputs, Programs};
 use hutch_vmm::probe::AcceleratorRequest;
 
 use crate::failure::{Blame, Failure};
-use crate::size::{ByteSize, IdleTime};
+use crate::size::{ByteSize, CpuCount, IdleTime};
 
 pub(crate) use self::file::FileConfig;
 
@@ -149,6 +150,16 @@ impl FromStr for Accel {
     }
 }
 
+impl fmt::Display for Accel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        })
+    }
+}
+
 impl From<Accel> for AcceleratorRequest {
     fn from(accel: Accel) -> Self {
         match accel {
@@ -164,7 +175,7 @@ impl From<Accel> for AcceleratorRequest {
 pub(crate) struct MachineFlags {
     /// Give a new sandbox this many virtual CPUs
     #[arg(long, value_name = "N")]
-    pub(crate) cpus: Option<u32>,
+    pub(crate) cpus: Option<CpuCount>,
     /// Give a new sandbox this much memory, like `4g`
     #[arg(short, long, value_name = "SIZE")]
     pub(crate) memory: Option<ByteSize>,
@@ -212,7 +223,7 @@ pub(crate) struct Settings {
     /// Set when the Docker CLI is our parent and tells us when to end.
     pub(crate) plugin_socket: Option<OsString>,
     accel: Accel,
-    cpus: Option<u32>,
+    cpus: Option<CpuCount>,
     memory: Option<ByteSize>,
     disk: Option<ByteSize>,
 }
@@ -291,14 +302,15 @@ impl Settings {
         })
     }
 
-    /// What runs a sandbox's machine.
-    pub(crate) fn accelerator(&self, flags: &MachineFlags) -> AcceleratorRequest {
-        flags.accel.unwrap_or(self.accel).into()
+    /// What runs a sandbox's machine, unless something else is chosen for it.
+    pub(crate) fn accelerator(&self, chosen: Option<Accel>) -> AcceleratorRequest {
+        chosen.unwrap_or(self.accel).into()
     }
 
     /// The machine of a new sandbox.
     pub(crate) fn machine(&self, flags: &MachineFlags) -> Result<Machine, Failure> {
-        let cpus = flags.cpus.or(self.cpus).unwrap_or_else(|| host_cpus().min(CPUS_USUAL));
+        let cpus =
+            flags.cpus.or(self.cpus).map_or_else(|| host_cpus().min(CPUS_USUAL), |count| count.0);
         if !(1..=CPUS_MAX).contains(&cpus) {
             return Err(Failure::user(format!("a sandbox has 1 to {CPUS_MAX} CPUs, not {cpus}")));
         }

@@ -62,6 +62,23 @@ impl fmt::Display for ByteSize {
     }
 }
 
+/// A number of virtual CPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CpuCount(pub(crate) u32);
+
+/// Something that is no number of CPUs.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a number of CPUs: write a whole number, like `2`")]
+pub(crate) struct CpuCountError(String);
+
+impl FromStr for CpuCount {
+    type Err = CpuCountError;
+
+    fn from_str(text: &str) -> Result<Self, CpuCountError> {
+        text.parse().map(Self).map_err(|_| CpuCountError(text.to_owned()))
+    }
+}
+
 /// A time without activity: `90` or `90s`, `30m`, `2h`; `never` or `0` is for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct IdleTime(u64);

@@ -1,6 +1,7 @@
 //! From a sandbox's record to a keeper that is ready, and from a wish to a new record.
 
 use std::cell::Cell;
+use std::path::Path;
 use std::time::Duration;
 
 use hutch_store::{Draft, SandboxName, SandboxRecord, Store, TemplateReference, Workspace};
@@ -22,6 +23,9 @@ use crate::workspaces;
 
 /// How long another command may be making a sandbox, images included.
 pub(crate) const OTHER_CREATION: Duration = Duration::from_secs(30 * 60);
+
+/// The label that keeps what `--accel` said when the sandbox was created.
+const ACCEL_LABEL: &str = "hutch.accel";
 
 /// What a new sandbox is to be.
 #[derive(Debug)]
@@ -70,14 +74,18 @@ pub(crate) fn create(
         memory_mib: machine.memory_mib,
         disk_bytes: machine.disk_bytes,
         idle_timeout_s: context.settings.idle_timeout.seconds(),
-        labels: std::collections::BTreeMap::new(),
+        labels: wish
+            .machine
+            .accel
+            .map(|accel| (ACCEL_LABEL.to_owned(), accel.to_string()))
+            .into_iter()
+            .collect(),
         environment: std::collections::BTreeMap::new(),
     };
     let created = match wish.name {
         Some(name) => sandboxes.store().create(&draft, [name]),
         None => {
-            let first =
-                draft.workspaces.first().map_or("/".as_ref(), |workspace| workspace.path.as_path());
+            let first = primary(&draft.workspaces);
             sandboxes
                 .store()
                 .create(&draft, SandboxName::suggest(wish.agent.word, first).and_numbered())
@@ -86,11 +94,15 @@ pub(crate) fn create(
     created.map_err(|error| not_created(&error))
 }
 
+/// Where the agent works.
+fn primary(workspaces: &[Workspace]) -> &Path {
+    workspaces.first().map_or(Path::new("/"), |workspace| workspace.path.as_path())
+}
+
 /// The name that a new sandbox will most likely get; only for talk.
 pub(crate) fn expected_name(sandboxes: &Sandboxes, wish: &Wish<'_>) -> SandboxName {
     let suggested = || {
-        let first =
-            wish.workspaces.first().map_or("/".as_ref(), |workspace| workspace.path.as_path());
+        let first = primary(&wish.workspaces);
         let taken = sandboxes.names();
         let name = SandboxName::suggest(wish.agent.word, first);
         let free = |name: &SandboxName| !taken.iter().any(|taken| taken == name.as_str());
@@ -138,7 +150,9 @@ async fn keeper_arguments(
     })
     .await?;
     let cache = settings.layout.state.join("accelerator.json");
-    let choice = choose(settings.accelerator(flags), &qemu, &cache).await.map_err(|error| {
+    let created_with = record.labels.get(ACCEL_LABEL).and_then(|text| text.parse().ok());
+    let wanted = settings.accelerator(flags.accel.or(created_with));
+    let choice = choose(wanted, &qemu, &cache).await.map_err(|error| {
         Failure::from_error(Blame::Host, &error)
             .hint("`--accel auto` or `--accel tcg` runs without it, slower")
     })?;

@@ -62,7 +62,7 @@ pub(crate) struct Arguments {
     #[arg(
         value_names = ["SANDBOX", "COMMAND"],
         required = true,
-        num_args = 2..,
+        num_args = 1..,
         trailing_var_arg = true,
         allow_hyphen_values = true
     )]
@@ -73,12 +73,18 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
     let Some((name, command)) = arguments.words.split_first() else {
         return Err(Failure::bug("a command line without words was accepted"));
     };
+    let program = context.face.program();
     if let Some(flag) = name.to_str().filter(|name| name.starts_with('-')) {
-        return Err(Failure::usage(format!(
-            "unknown {}: {flag}\n\nUsage: {program} exec [OPTIONS] SANDBOX COMMAND [ARG...]\n\nRun '{program} exec --help' for more information",
-            if flag.starts_with("--") { "flag" } else { "shorthand flag" },
-            program = context.face.program(),
-        )));
+        let kind = if flag.starts_with("--") { "flag" } else { "shorthand flag" };
+        return Err(wrong_words(&format!("unknown {kind}: {flag}"), program));
+    }
+    let command = match command {
+        // Some people write it to be sure.
+        [first, rest @ ..] if first == "--" => rest,
+        command => command,
+    };
+    if command.is_empty() {
+        return Err(wrong_words("exec needs a sandbox and a command", program));
     }
     let keys = arguments.detach_keys.as_deref().or(context.settings.detach_keys.as_deref());
     let keys = detach_keys::parse(keys.unwrap_or(detach_keys::DEFAULT))
@@ -123,6 +129,12 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
         }
     };
     block_on(session.run(plan, &standard))
+}
+
+fn wrong_words(what: &str, program: &str) -> Failure {
+    Failure::usage(format!(
+        "{what}\n\nUsage: {program} exec [OPTIONS] SANDBOX COMMAND [ARG...]\n\nRun '{program} exec --help' for more information"
+    ))
 }
 
 /// A process without anything special about it.
@@ -180,13 +192,21 @@ impl OpenedSession<'_> {
             let standard = standard.duplicate().map_err(|error| {
                 Failure::host(format!("the standard streams cannot be used: {error}"))
             })?;
-            match session::run(&keeper, plan(), standard).await? {
+            let plan = plan();
+            let tty = plan.spec.tty.is_some();
+            match session::run(&keeper, plan, standard).await? {
                 // It was on its way down and nothing has run: the next one is new.
                 End::NotBegun(reason) if attempt < ATTEMPTS => {
                     self.printer.debug(&format!("the session did not begin: {reason}"));
                     attempt += 1;
                 }
-                End::Lost(reason) => return Err(self.lost(&reason)),
+                End::Lost(reason) => {
+                    if tty {
+                        // The session left the cursor in the middle of a line.
+                        self.printer.status("");
+                    }
+                    return Err(self.lost(&reason));
+                }
                 end => return end.code(),
             }
         }

@@ -1,6 +1,6 @@
 //! `hutch reset`
 
-use std::io::{self, BufRead as _};
+use std::io::{self, BufRead as _, IsTerminal as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -49,8 +49,8 @@ fn confirmed(context: &Context) -> bool {
     context.printer.prompt("Are you sure you want to continue? (y/N):");
     let mut answer = String::new();
     let read = io::Read::take(io::stdin().lock(), ANSWER_MAX).read_line(&mut answer);
-    if read.is_err() || !answer.ends_with('\n') {
-        // The line that the person did not end.
+    if read.is_err() || !answer.ends_with('\n') || !io::stdin().is_terminal() {
+        // The line that no keyboard ended.
         context.printer.status("");
     }
     matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")

@@ -202,7 +202,7 @@ async fn bring_in(
 ) {
     // An error says that the process does not read any more: that is not our end.
     let _unread = copy_in(input, &mut stream, scanner, stop).await;
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 async fn copy_in(

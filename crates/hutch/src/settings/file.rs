@@ -9,7 +9,7 @@ use toml::{Table, Value};
 use super::Accel;
 use crate::failure::Failure;
 use crate::nearest::nearest;
-use crate::size::{ByteSize, IdleTime};
+use crate::size::{ByteSize, CpuCount, IdleTime};
 
 /// Every key, for suggestions.
 const KEYS: &[&str] = &[
@@ -34,7 +34,7 @@ pub(crate) struct FileConfig {
     /// How long a start may take.
     pub(crate) boot_timeout: Option<IdleTime>,
     /// Virtual CPUs of new sandboxes.
-    pub(crate) cpus: Option<u32>,
+    pub(crate) cpus: Option<CpuCount>,
     /// Key sequence that leaves a session.
     pub(crate) detach_keys: Option<String>,
     /// Disk of new sandboxes.

@@ -11,7 +11,7 @@ fn resolve(environment: Environment, file: &str) -> Result<Settings, Failure> {
 #[test]
 fn flag_before_environment_before_file_before_default() {
     let home = ("HOME", "/home/u");
-    let flags = MachineFlags { cpus: Some(3), ..MachineFlags::default() };
+    let flags = MachineFlags { cpus: Some(CpuCount(3)), ..MachineFlags::default() };
     let none = MachineFlags::default();
     let settings = resolve(Environment::from([home, ("HUTCH_CPUS", "2")]), "cpus = 1").unwrap();
     assert_eq!(settings.machine(&flags).unwrap().cpus, 3);
@@ -64,7 +64,7 @@ fn limits_hold() {
     let settings = resolve(Environment::from([("HOME", "/h")]), "").unwrap();
     for (flags, message) in [
         (
-            MachineFlags { cpus: Some(0), ..Default::default() },
+            MachineFlags { cpus: Some(CpuCount(0)), ..Default::default() },
             "a sandbox has 1 to 128 CPUs, not 0",
         ),
         (

@@ -1,0 +1,8 @@
+//! The built program, run as a person would, in a world of its own. No VM: what needs one is tested in `crates/e2e`.
+
+mod cli {
+    mod errors;
+    mod help;
+    mod sandboxes;
+    pub(crate) mod world;
+}
