@@ -16,6 +16,7 @@ pub mod log;
 pub mod port;
 pub mod reaper;
 pub mod session;
+pub mod workspace;
 
 mod attach;
 mod boot;

@@ -1,0 +1,224 @@
+//! The workspaces' file system in the guest: FUSE, with the host's worker at the other end of a port.
+//!
+//! ```text
+//!   programs ─▶ kernel ─▶ /dev/fuse ── requests thread ──▶ port ─▶ worker on the host
+//!                 ▲           ▲◀─ replies ── replies thread ◀─┤
+//!                 │           ▲◀─ notifications ◀─ queue ◀────┤   a thread of their own: the kernel may hold a
+//!                 │                                           │   notification up until a reply comes
+//!                 └── changes for watchers ◀── events ◀───────┘   [`events`]
+//! ```
+//!
+//! Messages are passed on as they are: what they mean is between the kernel and the worker ([`hutch_wire::workspace`]
+//! has the few that are ours). When the port is lost the connection is aborted, so that programs get errors and never
+//! hang.
+
+mod device;
+mod events;
+mod port;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+use hutch_wire::workspace::{CODE_EVENT, Event, Hello, OPCODE_HELLO, OPCODE_SEEN, Seen, VERSION};
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
+
+use self::device::Device;
+use self::port::{Replies, Requests};
+use crate::log;
+
+/// Why the workspaces' file system cannot be mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkspaceError {
+    /// `/dev/fuse` cannot be opened, or the mount was refused.
+    #[error("the workspaces' file system cannot be mounted on {}: {source}", mount_point.display())]
+    Mount {
+        /// Where.
+        mount_point: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The port failed before anything was mounted.
+    #[error("the workspace port cannot be used: {0}")]
+    Port(#[source] io::Error),
+    /// The worker does not answer.
+    #[error("the host does not serve the workspaces: {0}")]
+    Worker(#[source] io::Error),
+    /// No more threads.
+    #[error("no thread for the workspaces: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// The mounted file system and its threads.
+#[derive(Debug)]
+pub struct WorkspacePump {
+    mount_point: PathBuf,
+}
+
+/// Mounts the workspaces' file system on an existing directory and starts to pass messages. Returns when the worker has
+/// answered: number `i` of the workspaces is then there under the decimal name `i`.
+pub fn start(port: OwnedFd, mount_point: &Path) -> Result<WorkspacePump, WorkspaceError> {
+    let port = Arc::new(port);
+    let requests = Arc::new(Requests::new(Arc::clone(&port)));
+    let (notify, notifications) = channel();
+    let (tell, told) = channel();
+    let (announce, announced) = channel();
+    let device = Device::mount(mount_point).map_err(|source| WorkspaceError::Mount {
+        mount_point: mount_point.to_owned(),
+        source,
+    })?;
+    let pump = WorkspacePump { mount_point: mount_point.to_owned() };
+    let device = Arc::new(device);
+    let events = events::Watchers::new(mount_point, Arc::clone(&device), Arc::clone(&requests));
+    spawn("workspace-events", move || {
+        announce.send(rustix::thread::gettid()).ok();
+        events.run(&told);
+    })?;
+    let event_thread = announced.recv().map_err(|_| WorkspaceError::Thread(io::ErrorKind::Other.into()))?;
+    // Before the kernel's first request, which waits in the device.
+    let hello = Hello { version: VERSION, event_thread: event_thread.as_raw_pid().unsigned_abs() };
+    let hello = hello.encode().map_err(|_| WorkspaceError::Port(io::ErrorKind::InvalidData.into()))?;
+    requests.send_own(OPCODE_HELLO, &hello).map_err(WorkspaceError::Port)?;
+    {
+        let (device, requests) = (Arc::clone(&device), Arc::clone(&requests));
+        spawn("workspace-notify", move || pass_notifications(&device, &requests, &notifications))?;
+    }
+    {
+        let (device, mount_point) = (Arc::clone(&device), mount_point.to_owned());
+        spawn("workspace-in", move || {
+            let end = pass_replies(&device, Replies::new(port), &notify, &tell);
+            abort(&mount_point, "from the host", end);
+        })?;
+    }
+    {
+        let mount_point = mount_point.to_owned();
+        spawn("workspace-out", move || {
+            let end = pass_requests(&device, &requests);
+            abort(&mount_point, "to the host", end);
+        })?;
+    }
+    // The first look waits until the worker has answered the kernel's first request.
+    let root = rustix::fs::stat(mount_point).map_err(|error| WorkspaceError::Worker(error.into()))?;
+    device::read_ahead(root.st_dev);
+    Ok(pump)
+}
+
+impl WorkspacePump {
+    /// Where it is mounted.
+    pub fn mount_point(&self) -> &Path {
+        &self.mount_point
+    }
+
+    /// Unmounts; what is still open goes on until it is closed. The threads end with the mount and the port.
+    pub fn stop(self) -> io::Result<()> {
+        Ok(unmount(&self.mount_point, UnmountFlags::DETACH)?)
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), WorkspaceError> {
+    let builder = thread::Builder::new().name(name.to_owned());
+    builder.spawn(work).map(drop).map_err(WorkspaceError::Thread)
+}
+
+/// Ends the file system for everybody: whoever waits for an answer gets an error, and so does whoever asks later.
+fn abort(mount_point: &Path, direction: &str, end: io::Result<()>) {
+    match end {
+        // Unmounted: the usual end.
+        Ok(()) => return,
+        Err(error) => log::warn(format!("workspaces lost, messages {direction}: {error}")),
+    }
+    // Forcing aborts the connection before it fails because the file system is in use.
+    unmount(mount_point, UnmountFlags::FORCE).ok();
+}
+
+/// Kernel to host, until the file system is unmounted.
+fn pass_requests(device: &Device, requests: &Requests) -> io::Result<()> {
+    let mut buffer = vec![0; device::REQUEST_BUFFER];
+    loop {
+        match device.read(&mut buffer) {
+            Ok(0) | Err(Errno::NODEV) => return Ok(()),
+            Ok(len) => requests.send(buffer.get(..len).unwrap_or_default())?,
+            // The kernel took the request back; there will be others.
+            Err(Errno::INTR | Errno::NOENT | Errno::AGAIN) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Host to kernel, until the port ends.
+fn pass_replies(
+    device: &Device,
+    mut replies: Replies,
+    notify: &Sender<Vec<u8>>,
+    tell: &Sender<Event>,
+) -> io::Result<()> {
+    let mut message = Vec::new();
+    loop {
+        let header = replies.receive(&mut message)?;
+        if header.unique != 0 {
+            match device.write(&message) {
+                // The program that asked has been killed.
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(Errno::NODEV) => return Ok(()),
+                Err(error) => log::warn(format!("the kernel refused an answer: {error}")),
+            }
+        } else if header.code == CODE_EVENT {
+            let body = message.get(port::REPLY_HEADER_LEN..).unwrap_or_default();
+            if let Ok(event) = Event::decode(body) {
+                tell.send(event).ok();
+            }
+        } else {
+            notify.send(std::mem::take(&mut message)).ok();
+        }
+    }
+}
+
+/// Notifications to the kernel, in order.
+fn pass_notifications(device: &Device, requests: &Requests, notifications: &Receiver<Vec<u8>>) {
+    let mut seen = SeenCounter::default();
+    loop {
+        let message = match notifications.try_recv() {
+            Ok(message) => message,
+            Err(_) => {
+                seen.say(requests);
+                let Ok(message) = notifications.recv() else { return };
+                message
+            }
+        };
+        // It is no fault when the kernel knows nothing of what is out of date.
+        device.write(&message).ok();
+        seen.add(requests);
+    }
+}
+
+/// How many messages were dealt with since the host was told.
+#[derive(Debug, Default)]
+struct SeenCounter {
+    count: u32,
+}
+
+impl SeenCounter {
+    /// Telling costs a message: so many are told at once.
+    const AT_ONCE: u32 = 256;
+
+    fn add(&mut self, requests: &Requests) {
+        self.count += 1;
+        if self.count >= Self::AT_ONCE {
+            self.say(requests);
+        }
+    }
+
+    fn say(&mut self, requests: &Requests) {
+        let count = std::mem::take(&mut self.count);
+        if count > 0
+            && let Ok(body) = (Seen { count }).encode()
+        {
+            // If the port is lost, its reader says so.
+            requests.send_own(OPCODE_SEEN, &body).ok();
+        }
+    }
+}

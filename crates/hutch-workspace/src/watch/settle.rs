@@ -1,0 +1,313 @@
+//! One change of the host against what the guest believes: what to tell it.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use hutch_wire::guest::Bytes;
+use hutch_wire::workspace::{Entry, EntryKind, Event};
+use rustix::fs::FileType;
+
+use super::fold::{Change, Rename};
+use crate::abi::Name;
+use crate::host::{Key, hold_raw, status, time};
+use crate::locked::locked;
+use crate::nodes::{Belief, Names, Node};
+use crate::server::{Expected, Server};
+
+/// Longest path that events are made for.
+const PATH_MAX: usize = 4096;
+
+/// What a name stands for on the host.
+struct Real {
+    handle: OwnedFd,
+    key: Key,
+    kind: FileType,
+}
+
+impl Real {
+    fn find(directory: &OwnedFd, name: &CStr) -> Option<Self> {
+        let handle = hold_raw(directory, name).ok()?;
+        let found = status(&handle).ok()?;
+        let kind = FileType::from_raw_mode(found.stx_mode.into());
+        Some(Self { key: Key::of(&found), kind, handle })
+    }
+}
+
+impl Server {
+    /// Tells what came of a change. An error means that the guest is gone.
+    pub(super) fn settle(&self, change: &Change) -> io::Result<()> {
+        let Ok(node) = self.nodes.find(change.node) else { return Ok(()) };
+        let Some(name) = &change.name else {
+            return self.settle_itself(&node);
+        };
+        let Ok(handle) = self.nodes.handle(&node) else { return Ok(()) };
+        let mut names = node.names();
+        let real = Real::find(&handle, name);
+        let belief = names.believed.get(&**name).copied();
+        let agreed = self.agreed(belief, real.as_ref());
+        let own_removal = change.deleted && take_own_removal(&mut names, name);
+        let mut events = Vec::new();
+        if change.of_name() && agreed.is_none() {
+            let unknown = matches!(belief, None | Some(Belief::Absent));
+            match &real {
+                // Removed by the guest, or never seen by it.
+                None if unknown && own_removal => return Ok(()),
+                None if unknown => {
+                    self.notifier.inval_inode(node.id)?;
+                    if !change.created {
+                        events.push(self.deleted(&node, name, belief, change.directory));
+                    }
+                }
+                None => {
+                    self.unsettle(&node, &mut names, name)?;
+                    events.push(self.deleted(&node, name, belief, change.directory));
+                }
+                Some(real) => {
+                    self.unsettle(&node, &mut names, name)?;
+                    // Not new if it had only changed before the guest ever saw it.
+                    if change.created {
+                        events.push(self.created(&node, name, real.kind));
+                    }
+                }
+            }
+        }
+        if change.of_content()
+            && let Some(real) = &real
+            && self.content_changed(node.space, agreed.as_ref(), real)?
+        {
+            events.push(self.changed(&node, name, real.kind, change));
+        }
+        drop(names);
+        for event in events.into_iter().flatten() {
+            self.notifier.event(&event)?;
+        }
+        Ok(())
+    }
+
+    /// A node of a watch of its own: a directory's attributes, a file with several names.
+    fn settle_itself(&self, node: &Arc<Node>) -> io::Result<()> {
+        let Ok(handle) = self.nodes.handle(node) else { return Ok(()) };
+        self.drop_if_changed(node, &handle).map(drop)
+    }
+
+    /// A name that moved on the host. Says whether that explains the new name altogether.
+    pub(super) fn settle_rename(&self, rename: &Rename) -> io::Result<bool> {
+        let (Ok(from), Ok(to)) = (self.nodes.find(rename.from.0), self.nodes.find(rename.to.0))
+        else {
+            return Ok(false);
+        };
+        if from.space != to.space {
+            return Ok(false);
+        }
+        let Ok(handle) = self.nodes.handle(&to) else { return Ok(false) };
+        let (name, new_name) = (&*rename.from.1, &*rename.to.1);
+        let Some(real) = Real::find(&handle, new_name) else { return Ok(false) };
+        let mut names = to.names();
+        let belief = names.believed.get(new_name).copied();
+        if self.agreed(belief, Some(&real)).is_some() {
+            // The guest's own.
+            return Ok(false);
+        }
+        self.unsettle(&to, &mut names, new_name)?;
+        drop(names);
+        let mut names = from.names();
+        let belief = names.believed.get(name).copied();
+        let moved = self.agreed(belief, Some(&real));
+        // The old name is settled by its own change: it may stand for something new already.
+        if moved.is_some() {
+            self.unsettle(&from, &mut names, name)?;
+        }
+        drop(names);
+        if let Some(moved) = &moved {
+            // Known by its new name from now on, with everything below it.
+            let mut names = to.names();
+            self.nodes.believe(&to, &mut names, new_name, moved);
+        }
+        if let Some(event) = self.renamed(&from, name, &to, new_name, moved.as_deref(), &real) {
+            // What it explains is no news any more.
+            from.names().own_removed.push(name.into());
+            self.notifier.event(&event)?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// The node that the guest believes a name to be, if that is what is there.
+    fn agreed(&self, belief: Option<Belief>, real: Option<&Real>) -> Option<Arc<Node>> {
+        let (Some(Belief::Node(id)), Some(real)) = (belief, real) else { return None };
+        self.nodes.find(id).ok().filter(|node| node.key == Some(real.key))
+    }
+
+    /// The guest shall ask again for a name, and for its directory's attributes and listing.
+    fn unsettle(&self, directory: &Node, names: &mut Names, name: &CStr) -> io::Result<()> {
+        if names.believed.contains_key(name) {
+            let expire_only = self.expire_only.load(Ordering::Relaxed);
+            self.notifier.expire_entry(directory.id, name.to_bytes(), expire_only)?;
+            self.nodes.disbelieve(directory, names, name);
+        }
+        self.notifier.inval_inode(directory.id)
+    }
+
+    /// Says whether what is there changed otherwise than by the guest; drops the guest's caches of it if so.
+    fn content_changed(
+        &self,
+        space: usize,
+        agreed: Option<&Arc<Node>>,
+        real: &Real,
+    ) -> io::Result<bool> {
+        match agreed.cloned().or_else(|| self.nodes.known(space, real.key)) {
+            Some(node) => self.drop_if_changed(&node, &real.handle),
+            // The guest never saw it: nothing is out of date, but a watcher of the directory wants to know.
+            None => Ok(true),
+        }
+    }
+
+    fn drop_if_changed(&self, node: &Arc<Node>, handle: &OwnedFd) -> io::Result<bool> {
+        let mut own = locked(&node.own);
+        // Read before it is told: what changes later is another event.
+        let Ok(found) = status(handle) else { return Ok(false) };
+        let now = Some(time(found.stx_ctime));
+        if own.known == now {
+            return Ok(false);
+        }
+        own.known = now;
+        drop(own);
+        self.notifier.inval_inode(node.id)?;
+        Ok(true)
+    }
+
+    /// Everything that the guest believes is out of date.
+    pub(super) fn everything_changed(&self) -> io::Result<()> {
+        let expire_only = self.expire_only.load(Ordering::Relaxed);
+        for node in self.nodes.all() {
+            let names: Vec<Box<CStr>> = {
+                let mut names = node.names();
+                names.own_removed.clear();
+                names.believed.keys().cloned().collect()
+            };
+            locked(&node.own).known = None;
+            for name in names {
+                self.notifier.expire_entry(node.id, name.to_bytes(), expire_only)?;
+            }
+            self.notifier.inval_inode(node.id)?;
+        }
+        Ok(())
+    }
+
+    fn created(&self, directory: &Arc<Node>, name: &CStr, kind: FileType) -> Option<Event> {
+        let kind = match kind {
+            FileType::Directory => EntryKind::Directory,
+            FileType::Symlink => EntryKind::Link,
+            FileType::RegularFile => EntryKind::File,
+            FileType::Fifo => EntryKind::Fifo,
+            FileType::Socket => EntryKind::Socket,
+            _ => return None,
+        };
+        let entry = self.event_entry(directory, name)?;
+        self.echo.expect(directory.id, name, Expected::Absent);
+        Some(Event::Created { entry, kind })
+    }
+
+    fn deleted(
+        &self,
+        directory: &Arc<Node>,
+        name: &CStr,
+        belief: Option<Belief>,
+        was_directory: bool,
+    ) -> Option<Event> {
+        let entry = self.event_entry(directory, name)?;
+        let ghost = if was_directory { FileType::Directory } else { FileType::RegularFile };
+        let expected = match belief {
+            Some(Belief::Node(id)) => Expected::Node(id),
+            _ => Expected::Ghost(ghost),
+        };
+        self.echo.expect(directory.id, name, expected);
+        Some(Event::Deleted { entry, directory: was_directory })
+    }
+
+    fn renamed(
+        &self,
+        from: &Arc<Node>,
+        name: &CStr,
+        to: &Arc<Node>,
+        new_name: &CStr,
+        moved: Option<&Node>,
+        real: &Real,
+    ) -> Option<Event> {
+        let from_entry = self.event_entry(from, name)?;
+        let entry = self.event_entry(to, new_name)?;
+        let expected = match moved {
+            Some(moved) => Expected::Node(moved.id),
+            None => Expected::Ghost(real.kind),
+        };
+        self.echo.expect(from.id, name, expected);
+        self.echo.expect(to.id, new_name, Expected::Absent);
+        Some(Event::Renamed { from: from_entry, to: entry })
+    }
+
+    fn changed(
+        &self,
+        directory: &Arc<Node>,
+        name: &CStr,
+        kind: FileType,
+        change: &Change,
+    ) -> Option<Event> {
+        let entry = self.event_entry(directory, name)?;
+        match kind {
+            FileType::RegularFile if change.modified || change.closed => {
+                Some(Event::Modified { entry, closed: change.closed })
+            }
+            FileType::Symlink => None,
+            _ => Some(Event::Attributes { entry }),
+        }
+    }
+
+    /// Where init finds a name, if an event about it can be sent at all.
+    fn event_entry(&self, directory: &Arc<Node>, name: &CStr) -> Option<Entry> {
+        if !self.echo.has_event_thread() || Name::parse(name).is_err() {
+            return None;
+        }
+        let path = self.path_in_mount(directory)?;
+        if !self.notifier.has_room_for_event() {
+            return None;
+        }
+        Some(Entry {
+            node: directory.id,
+            directory: Bytes::from(path),
+            name: Bytes::from(name.to_bytes().to_vec()),
+        })
+    }
+
+    /// A directory's path below the root of the mount.
+    fn path_in_mount(&self, directory: &Arc<Node>) -> Option<Vec<u8>> {
+        let mut components: Vec<Vec<u8>> = Vec::new();
+        let mut len = 0;
+        let mut at = Arc::clone(directory);
+        while self.roots.get(at.space)?.id != at.id {
+            let place = at.place()?;
+            len += place.name.count_bytes() + 1;
+            if len > PATH_MAX {
+                return None;
+            }
+            components.push(place.name.to_bytes().to_vec());
+            at = self.nodes.find(place.parent).ok()?;
+        }
+        components.push(at.space.to_string().into_bytes());
+        components.reverse();
+        Some(components.join(&b'/'))
+    }
+}
+
+/// Says whether the guest itself removed this name, once.
+fn take_own_removal(names: &mut Names, name: &CStr) -> bool {
+    match names.own_removed.iter().position(|own| **own == *name) {
+        Some(at) => {
+            names.own_removed.swap_remove(at);
+            true
+        }
+        None => false,
+    }
+}
