@@ -1,11 +1,26 @@
 //! The workspace worker as the keeper sees it.
 
+use std::error::Error;
 use std::fmt;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hutch_store::{Program, Programs, Workspace};
 use hutch_vmm::BoxFuture;
+use hutch_workspace::{WorkerSpec, WorkspaceSpec};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::driver::chain;
+use crate::log::{BoundedLog, guest_text};
 
 /// What the worker is started with.
 #[derive(Debug)]
@@ -47,12 +62,186 @@ pub struct HutchWorkspace {
 impl WorkspaceHost for HutchWorkspace {
     fn start(
         &self,
-        _start: WorkspaceStart,
+        start: WorkspaceStart,
     ) -> BoxFuture<'_, Result<Box<dyn WorkspaceWorker>, String>> {
-        Box::pin(async {
-            let _program =
+        Box::pin(async move {
+            let program =
                 self.programs.find(Program::Workspace).map_err(|error| error.to_string())?;
-            Err("workspaces cannot be served yet".to_owned())
+            let worker = Worker::start(&program, start).map_err(|error| chain(error.as_ref()))?;
+            Ok(Box::new(worker) as Box<dyn WorkspaceWorker>)
         })
+    }
+}
+
+/// A worker process.
+#[derive(Debug)]
+struct Worker {
+    worker: hutch_workspace::Worker,
+    /// Becomes true when the process has ended.
+    ended: watch::Receiver<bool>,
+    log: Log,
+    how: Option<String>,
+}
+
+impl Worker {
+    fn start(program: &Path, start: WorkspaceStart) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let workspaces = start
+            .workspaces
+            .iter()
+            .map(|workspace| WorkspaceSpec::new(workspace.path.as_path(), workspace.read_only));
+        let spec = WorkerSpec::new(workspaces.collect());
+        let port = start.port.into_std()?;
+        port.set_nonblocking(false)?;
+        let (log, writer) = Log::start(&start.log)?;
+        let worker = hutch_workspace::spawn(program, &spec, port.into(), writer)?;
+        let ended = watch_end(worker.process().as_fd().try_clone_to_owned()?)?;
+        Ok(Self { worker, ended, log, how: None })
+    }
+}
+
+/// Has a thread wait for the end of a process: the runtime cannot wait for a descriptor of one without `unsafe`.
+fn watch_end(process: OwnedFd) -> io::Result<watch::Receiver<bool>> {
+    let (tell, ended) = watch::channel(false);
+    let wait = move || {
+        // Any other error would come again at once, and forever.
+        while poll(&mut [PollFd::new(&process, PollFlags::IN)], None) == Err(Errno::INTR) {}
+        tell.send_replace(true);
+    };
+    std::thread::Builder::new().name("workspace end".to_owned()).spawn(wait)?;
+    Ok(ended)
+}
+
+impl WorkspaceWorker for Worker {
+    fn pid(&self) -> u32 {
+        self.worker.pid()
+    }
+
+    fn wait(&mut self) -> BoxFuture<'_, String> {
+        Box::pin(async {
+            if let Some(how) = &self.how {
+                return how.clone();
+            }
+            // The watching thread cannot end before it has told.
+            let _told = self.ended.wait_for(|ended| *ended).await.is_ok();
+            let how = match self.worker.wait(Duration::ZERO) {
+                Ok(Some(status)) => status.to_string(),
+                Ok(None) => "it closed its process".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            let how = match self.log.last_error().await {
+                Some(error) => format!("{how}: {error}"),
+                None => how,
+            };
+            self.how.insert(how).clone()
+        })
+    }
+
+    fn kill(&mut self) {
+        if let Err(error) = self.worker.kill() {
+            tracing::warn!(%error, "the workspace worker cannot be killed");
+        }
+    }
+}
+
+/// What the worker says, written to a log that stops growing: some of it is the guest's doing.
+#[derive(Debug)]
+struct Log {
+    /// The last line about an error; closed when the worker has ended.
+    error: watch::Receiver<Option<String>>,
+}
+
+impl Log {
+    /// Starts copying; what is written to the file goes to the log at `path`.
+    fn start(path: &Path) -> io::Result<(Self, File)> {
+        let mut log = BoundedLog::open(path)?;
+        let (reader, writer) = io::pipe()?;
+        let mut reader = pipe::Receiver::from_owned_fd(reader.into())?;
+        let (told, error) = watch::channel(None);
+        tokio::spawn(async move {
+            let mut buffer = vec![0; 8 * 1024];
+            while let Ok(got @ 1..) = reader.read(&mut buffer).await {
+                let bytes = buffer.get(..got).unwrap_or_default();
+                log.append(bytes);
+                if let Some(error) = last_error(bytes) {
+                    told.send_replace(Some(error));
+                }
+            }
+        });
+        Ok((Self { error }, File::from(OwnedFd::from(writer))))
+    }
+
+    /// The last error of a worker that has ended.
+    async fn last_error(&mut self) -> Option<String> {
+        // Until everything was read, unless something else still holds the pipe.
+        let all = async { while self.error.changed().await.is_ok() {} };
+        let _in_time = timeout(Duration::from_millis(100), all).await.is_ok();
+        self.error.borrow().clone()
+    }
+}
+
+/// What the last line about an error says.
+fn last_error(bytes: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(bytes);
+    let line = text.lines().rev().find_map(|line| Some(line.split_once(" ERROR ")?.1))?;
+    // The module that says it comes first.
+    let message = line.split_once(": ").map_or(line, |(_, message)| message);
+    Some(guest_text(message))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn the_last_error_is_found_among_other_lines() {
+        let log = b"2026 INFO x: a\n2026 ERROR hutch_workspace: one: two\x1b[2J\n2026 INFO x: b\n";
+        assert_eq!(last_error(log).as_deref(), Some("one: two [2J"));
+        assert_eq!(last_error(b"2026 INFO x: fine\n"), None);
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_fails_is_told_with_its_reason() {
+        let base = tempfile::tempdir().unwrap();
+        let program = base.path().join("hutch-workspace");
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o755).open(&program).unwrap();
+        file.write_all(b"#!/bin/sh\necho '2026 ERROR x: cannot serve' >&2\nread x\nexit 3\n")
+            .unwrap();
+        drop(file);
+        let host = HutchWorkspace { programs: Programs::new(Some(base.path()), &program) };
+        let (port, other_end) = UnixStream::pair().unwrap();
+        let log = base.path().join("log");
+        let start = WorkspaceStart { workspaces: Vec::new(), port, log: log.clone() };
+        let mut worker = host.start(start).await.unwrap();
+        // The port is its input.
+        drop(other_end);
+        let how = worker.wait().await;
+        assert_eq!(how, "exit status: 3: cannot serve");
+        assert_eq!(worker.wait().await, how);
+        assert!(std::fs::read_to_string(&log).unwrap().contains("cannot serve"));
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_is_killed_or_missing_is_told() {
+        let base = tempfile::tempdir().unwrap();
+        let program = base.path().join("hutch-workspace");
+        let host = HutchWorkspace { programs: Programs::new(Some(base.path()), &program) };
+        let start = || WorkspaceStart {
+            workspaces: Vec::new(),
+            port: UnixStream::pair().unwrap().0,
+            log: base.path().join("log"),
+        };
+        let missing = host.start(start()).await.unwrap_err();
+        assert!(missing.contains("hutch-workspace"), "{missing}");
+        std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
+        // The descriptor's number is the time that it sleeps.
+        let mut worker = host.start(start()).await.unwrap();
+        assert!(worker.pid() > 0);
+        worker.kill();
+        assert_eq!(worker.wait().await, "signal: 9 (SIGKILL)");
     }
 }
