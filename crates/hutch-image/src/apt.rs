@@ -85,14 +85,47 @@ pub(crate) fn mirrors(tools: &Toolbox, chosen: Option<&str>) -> Result<Mirrors, 
     Ok(Mirrors { main, security, keyring })
 }
 
+/// The proxies that the machine's apt uses, as the variables that other programs know them by.
+///
+/// mmdebstrap's apt does not read the machine's configuration.
+pub(crate) fn proxies(tools: &Toolbox) -> Result<Vec<(String, String)>, AptError> {
+    Ok(parse_proxies(&tools.tool("apt-config", PACKAGE).arg("dump").output()?))
+}
+
+fn parse_proxies(dump: &str) -> Vec<(String, String)> {
+    let value = |scheme: &str| {
+        let name = format!("Acquire::{scheme}::Proxy \"");
+        let is_name =
+            |line: &str| line.get(..name.len())?.eq_ignore_ascii_case(&name).then_some(());
+        dump.lines().find_map(|line| {
+            is_name(line)?;
+            line.get(name.len()..)?.strip_suffix("\";")
+        })
+    };
+    ["http", "https"]
+        .iter()
+        .filter_map(|scheme| Some((format!("{scheme}_proxy"), value(scheme)?.to_owned())))
+        .filter(|(_, proxy)| !proxy.is_empty() && proxy != "DIRECT")
+        .collect()
+}
+
 /// Picks the main and the security archive out of lines `site|origin|label|component|release`.
 ///
 /// The origin and the label are known only after the machine fetched its lists once; before that the names of Debian's
 /// releases tell its archive from others.
 fn choose_mirrors(targets: &str) -> Option<(String, Option<String>)> {
     const RELEASES: &[&str] = &[
-        "bullseye", "bookworm", "trixie", "forky", "duke", "sid", "oldoldstable", "oldstable",
-        "stable", "testing", "unstable",
+        "bullseye",
+        "bookworm",
+        "trixie",
+        "forky",
+        "duke",
+        "sid",
+        "oldoldstable",
+        "oldstable",
+        "stable",
+        "testing",
+        "unstable",
     ];
     let mut main = BTreeMap::new();
     let mut security = BTreeMap::new();
@@ -174,7 +207,11 @@ impl<'a> Apt<'a> {
         let sources = sources.replace("deb [", "deb [target=Packages ");
         write_file(&directory.join("sources.list"), sources.as_bytes())?;
         // Hooks of the machine would work on its own cache, which is none of our business.
-        let hooks = ["APT::Update::Pre-Invoke", "APT::Update::Post-Invoke", "APT::Update::Post-Invoke-Success"];
+        let hooks = [
+            "APT::Update::Pre-Invoke",
+            "APT::Update::Post-Invoke",
+            "APT::Update::Post-Invoke-Success",
+        ];
         let clear: String = hooks.iter().map(|hook| format!("#clear {hook};\n")).collect();
         write_file(&directory.join("apt.conf"), clear.as_bytes())?;
         Ok(Self { tools, directory: directory.to_owned() })
@@ -213,14 +250,13 @@ impl<'a> Apt<'a> {
     /// Looks a package up.
     pub(crate) fn show(&self, name: &str) -> Result<Package, AptError> {
         let missing = || AptError::NoPackage { package: name.to_owned() };
-        let output = self
-            .tool("apt-cache")
-            .args(["--no-all-versions", "show", name])
-            .output()
-            .map_err(|error| match error {
-                ToolError::Failed { .. } => missing(),
-                other => other.into(),
-            })?;
+        let output =
+            self.tool("apt-cache").args(["--no-all-versions", "show", name]).output().map_err(
+                |error| match error {
+                    ToolError::Failed { .. } => missing(),
+                    other => other.into(),
+                },
+            )?;
         parse_package(&output).ok_or_else(missing)
     }
 
@@ -318,11 +354,20 @@ http://one.test/debian-security|$(ORIGIN)|$(LABEL)|main|trixie-security
 
     #[test]
     fn the_most_used_mirror_wins_and_of_equals_the_first() {
-        let line = |site: &str, release: &str| format!("http://{site}|Debian|Debian|main|{release}\n");
+        let line =
+            |site: &str, release: &str| format!("http://{site}|Debian|Debian|main|{release}\n");
         let equal = line("b.test", "trixie") + &line("a.test", "trixie");
         assert_eq!(choose_mirrors(&equal).unwrap().0, "http://b.test");
         let more = equal + &line("a.test", "sid");
         assert_eq!(choose_mirrors(&more).unwrap().0, "http://a.test");
+    }
+
+    #[test]
+    fn proxies_of_apt_become_variables() {
+        let dump = "Acquire \"\";\nAcquire::http::Proxy \"http://p.test:3128\";\nAcquire::https::proxy \"DIRECT\";\nAcquire::http::Proxy::one.test \"DIRECT\";\n";
+        let expected = [("http_proxy".to_owned(), "http://p.test:3128".to_owned())];
+        assert_eq!(parse_proxies(dump), expected);
+        assert_eq!(parse_proxies("Acquire::http::Proxy \"\";\n"), []);
     }
 
     #[test]

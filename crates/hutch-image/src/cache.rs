@@ -199,7 +199,9 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        if !self.published && let Err(error) = remove(&self.path) {
+        if !self.published
+            && let Err(error) = remove(&self.path)
+        {
             tracing::warn!(path = %self.path.display(), %error, "left behind, to be removed by the next run");
         }
     }
@@ -227,13 +229,15 @@ fn read_manifest<M: DeserializeOwned>(directory: &Path) -> Option<M> {
 fn sync_files(directory: &Path) -> Result<(), CacheError> {
     for entry in fs::read_dir(directory).map_err(CacheError::io("list", directory))? {
         let path = entry.map_err(CacheError::io("list", directory))?.path();
-        File::open(&path).and_then(|file| file.sync_all()).map_err(CacheError::io("sync", &path))?;
+        File::open(&path)
+            .and_then(|file| file.sync_all())
+            .map_err(CacheError::io("sync", &path))?;
     }
     Ok(())
 }
 
 /// Removes a file or a whole directory.
-fn remove(path: &Path) -> io::Result<()> {
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path)?.is_dir() {
         true => fs::remove_dir_all(path),
         false => fs::remove_file(path),

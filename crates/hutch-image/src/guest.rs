@@ -228,7 +228,9 @@ fn read_init(path: &Path) -> Result<Vec<u8>, GuestImageError> {
         let endian = elf.endian();
         !elf.elf_program_headers().iter().any(|header| header.p_type(endian) == PT_INTERP)
     });
-    is_static.then_some(init).ok_or_else(|| GuestImageError::InitNotStatic { path: path.to_owned() })
+    is_static
+        .then_some(init)
+        .ok_or_else(|| GuestImageError::InitNotStatic { path: path.to_owned() })
 }
 
 /// Writes the kernel as the VMM boots it fastest, and returns its digest.
@@ -257,7 +259,8 @@ fn initramfs(init: &[u8], modules: Option<&Path>) -> Result<Archive, GuestImageE
     archive.add("init", Entry::File { content: init.to_vec(), mode: 0o755 });
     let set = modules.map(modules::collect).transpose()?.unwrap_or_default();
     for (list, modules) in [("hutch.order", set.boot), ("later.order", set.later)] {
-        let order: String = modules.iter().map(|module| format!("{}\n", module.file_name)).collect();
+        let order: String =
+            modules.iter().map(|module| format!("{}\n", module.file_name)).collect();
         let entry = Entry::File { content: order.into_bytes(), mode: 0o644 };
         archive.add(&format!("lib/modules/{list}"), entry);
         for module in modules {
@@ -269,7 +272,11 @@ fn initramfs(init: &[u8], modules: Option<&Path>) -> Result<Archive, GuestImageE
 }
 
 fn write_initramfs(archive: &Archive, target: &Path) -> Result<String, GuestImageError> {
-    let mut out = io::BufWriter::new(File::create(target).map_err(CacheError::io("create", target))?);
-    archive.write_to(&mut out).and_then(|()| out.flush()).map_err(CacheError::io("write", target))?;
+    let mut out =
+        io::BufWriter::new(File::create(target).map_err(CacheError::io("create", target))?);
+    archive
+        .write_to(&mut out)
+        .and_then(|()| out.flush())
+        .map_err(CacheError::io("write", target))?;
     Ok(digest::of_file(target).map_err(CacheError::io("read", target))?)
 }

@@ -4,15 +4,18 @@ mod apt;
 mod cache;
 mod digest;
 mod guest;
+mod template;
 mod tool;
-
-use std::path::PathBuf;
 
 pub use apt::AptError;
 pub use cache::CacheError;
 pub use guest::{
     GuestImage, GuestImageError, GuestImageOptions, GuestImageSource, ModulesError, Refresh,
     VmlinuxError, guest_image,
+};
+pub use template::{
+    BuildError, DiskError, NamespaceError, PullTemplate, Template, TemplateError, TemplateOptions,
+    template, template_image,
 };
 pub use tool::ToolError;
 
@@ -22,15 +25,4 @@ pub trait Progress: Send + Sync {
     fn step(&self, what: &str);
     /// How far the step is, where that is known: units done, of how many, and what a unit is (`bytes`, `packages`).
     fn advance(&self, done: u64, total: Option<u64>, unit: &str);
-}
-
-/// A template: a read-only root file system image and what it says of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Template {
-    /// The read-only disk image.
-    pub image: PathBuf,
-    /// `sha256:…` of the recipe (or of the image it came from).
-    pub digest: String,
-    /// How a person named it: `shell`.
-    pub name: String,
 }

@@ -76,7 +76,7 @@ impl Toolbox {
         let mut command = hutch_sys::spawn::command(program.as_ref());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let program = program.as_ref().to_string_lossy().into_owned();
-        Tool { toolbox: self, command, program, package, input: None }
+        Tool { toolbox: self, command, program, package }
     }
 
     /// Writes a line of ours between those of the tools.
@@ -117,7 +117,6 @@ pub(crate) struct Tool<'a> {
     command: Command,
     program: String,
     package: &'static str,
-    input: Option<File>,
 }
 
 impl Tool<'_> {
@@ -142,12 +141,6 @@ impl Tool<'_> {
     /// Runs in `directory`.
     pub(crate) fn current_dir(mut self, directory: &Path) -> Self {
         self.command.current_dir(directory);
-        self
-    }
-
-    /// Reads `input` instead of nothing. The lock is then not held by this tool.
-    pub(crate) fn stdin(mut self, input: File) -> Self {
-        self.input = Some(input);
         self
     }
 
@@ -178,10 +171,7 @@ impl Tool<'_> {
         on_line: &mut dyn FnMut(&str),
         reason: &mut Reason,
     ) -> io::Result<ExitStatus> {
-        let input = match self.input.take() {
-            Some(input) => input,
-            None => self.toolbox.lock.try_clone()?,
-        };
+        let input = self.toolbox.lock.try_clone()?;
         let (output, theirs) = io::pipe()?;
         self.command.stdin(input).stdout(theirs.try_clone()?).stderr(theirs);
         self.toolbox.note(&format!("$ {:?}", self.command))?;
@@ -191,7 +181,7 @@ impl Tool<'_> {
         let result = self.toolbox.copy_lines(output, on_line, reason);
         if result.is_err() {
             // Nobody reads its output any more; it is ended, not left to fill the disk.
-            let _ = child.kill();
+            let _gone_already = child.kill();
         }
         let status = child.wait()?;
         result.map(|()| status)
@@ -224,8 +214,9 @@ impl Reason {
         if self.disk_full.is_none() && line.contains("No space left on device") {
             self.disk_full = Some(line.to_owned());
         }
-        // Of several errors of apt and mmdebstrap the first is the cause, the others are its consequences.
-        if self.first_error.is_none() && (line.starts_with("E: ") || line.starts_with("dpkg: error")) {
+        // Of several errors (of apt and mmdebstrap, of dpkg, of pip) the first is the cause, the others follow from it.
+        let is_error = ["E: ", "dpkg: error", "ERROR: "].iter().any(|mark| line.starts_with(mark));
+        if self.first_error.is_none() && is_error {
             self.first_error = Some(line.to_owned());
         }
         line.clone_into(&mut self.last);
@@ -282,9 +273,6 @@ mod tests {
     fn a_missing_program_names_its_package() {
         let directory = tempfile::tempdir().unwrap();
         let error = toolbox(directory.path()).tool("no-such-tool", "tools").output().unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "no-such-tool is not installed (it is in the package tools)"
-        );
+        assert_eq!(error.to_string(), "no-such-tool is not installed (it is in the package tools)");
     }
 }

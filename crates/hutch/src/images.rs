@@ -1,10 +1,11 @@
 //! What a sandbox boots from: made once, with progress, and found again afterwards.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use hutch_image::{
-    GuestImage, GuestImageError, GuestImageOptions, GuestImageSource, Refresh, Template,
+    GuestImage, GuestImageError, GuestImageOptions, GuestImageSource, PullTemplate, Refresh,
+    Template, TemplateError, TemplateOptions,
 };
 use hutch_store::{Program, TemplateReference};
 
@@ -25,6 +26,16 @@ pub(crate) enum Pull {
     Never,
 }
 
+impl From<Pull> for PullTemplate {
+    fn from(pull: Pull) -> Self {
+        match pull {
+            Pull::Always => Self::Always,
+            Pull::Missing => Self::Missing,
+            Pull::Never => Self::Never,
+        }
+    }
+}
+
 /// Makes or finds images. A copy can be given to a thread.
 #[derive(Debug, Clone)]
 pub(crate) struct Images {
@@ -32,7 +43,6 @@ pub(crate) struct Images {
     init: PathBuf,
     kernel: Option<PathBuf>,
     kernel_modules: Option<PathBuf>,
-    template: Option<PathBuf>,
     network: Vec<(OsString, OsString)>,
     printer: Printer,
 }
@@ -49,7 +59,6 @@ impl Images {
             init,
             kernel: settings.kernel.clone(),
             kernel_modules: settings.kernel_modules.clone(),
-            template: settings.template.clone(),
             network: settings.environment.some(OF_THE_NETWORK),
             printer,
         })
@@ -77,17 +86,55 @@ impl Images {
 
     /// The template of this name for a new sandbox. Blocks, for minutes the first time.
     pub(crate) fn template(&self, name: &str, pull: Pull) -> Result<Template, Failure> {
-        let _later = pull;
-        let Some(image) = &self.template else {
-            return Err(Failure::user(format!("there is no template `{name}`")));
+        let options = TemplateOptions {
+            images: self.images.clone(),
+            name: absolute_if_file(name),
+            pull: pull.into(),
+            mirror: None,
+            environment: self.network.clone(),
         };
-        Ok(Template { image: image.clone(), digest: String::new(), name: name.to_owned() })
+        let shown = Shown::new(self.printer);
+        hutch_image::template(&options, &shown).map_err(|error| template_failure(&error))
     }
 
-    /// The template that a sandbox was made with.
+    /// The very image that a sandbox was made with.
     pub(crate) fn template_of(&self, reference: &TemplateReference) -> Result<Template, Failure> {
-        self.template(&reference.name, Pull::Missing)
+        hutch_image::template_image(&self.images, &reference.name, &reference.digest)
+            .map_err(|error| template_failure(&error))
     }
+}
+
+/// The name is written down with the sandbox, and the current directory is not.
+fn absolute_if_file(name: &str) -> String {
+    let path = Path::new(name);
+    let canonical = if path.is_file() { std::fs::canonicalize(path).ok() } else { None };
+    canonical
+        .and_then(|path| path.into_os_string().into_string().ok())
+        .unwrap_or_else(|| name.to_owned())
+}
+
+fn template_failure(error: &TemplateError) -> Failure {
+    match error {
+        TemplateError::Unknown { .. } => Failure::from_error(Blame::User, error)
+            .hint("a template is `shell`, or the path of an archive or disk image"),
+        TemplateError::Absent { .. } => {
+            Failure::from_error(Blame::User, error).hint("`--pull-template missing` builds it")
+        }
+        TemplateError::Gone { .. } => Failure::from_error(Blame::Host, error)
+            .hint("the sandbox cannot run without it: remove the sandbox and create it again"),
+        _ => Failure::from_error(Blame::Host, error).hint_if(missing_package(error)),
+    }
+}
+
+/// What to install when a tool is missing.
+fn missing_package(error: &dyn std::error::Error) -> Option<String> {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.filter_map(|error| error.downcast_ref::<ToolError>()).find_map(|error| match error {
+        ToolError::Missing { package, .. } => {
+            Some(format!("install it: sudo apt install {package}"))
+        }
+        _ => None,
+    })
 }
 
 fn guest_failure(error: &GuestImageError) -> Failure {
@@ -96,6 +143,6 @@ fn guest_failure(error: &GuestImageError) -> Failure {
         GuestImageError::InitNotStatic { .. } => {
             failure.hint("build it for a named target with static linking: make build")
         }
-        _ => failure,
+        _ => failure.hint_if(missing_package(error)),
     }
 }

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::path::Path;
 use std::time::Duration;
 
+use hutch_image::Template;
 use hutch_store::{Draft, SandboxName, SandboxRecord, Store, TemplateReference, Workspace};
 use hutch_vmm::probe::choose;
 use hutch_vmm::qemu::{DiscoverError, Qemu};
@@ -44,18 +45,17 @@ pub(crate) async fn prepare(
     context: &Context,
     printer: Printer,
     wish: &Wish<'_>,
-) -> Result<TemplateReference, Failure> {
+) -> Result<Template, Failure> {
     // Cheap, and better known before a download than after it.
     let _found = qemu(context)?;
     keeper_client::program(&context.settings.programs)?;
     let images = Images::new(&context.settings, printer)?;
     let (name, pull) = (wish.template.to_owned(), wish.pull);
-    let template = blocking(move || {
+    blocking(move || {
         images.guest(pull)?;
         images.template(&name, pull)
     })
-    .await?;
-    Ok(TemplateReference { name: template.name, digest: template.digest })
+    .await
 }
 
 /// Writes the sandbox down, with its disk.
@@ -63,12 +63,12 @@ pub(crate) fn create(
     context: &Context,
     sandboxes: &Sandboxes,
     wish: Wish<'_>,
-    template: TemplateReference,
+    template: Template,
 ) -> Result<SandboxRecord, Failure> {
     let machine = context.settings.machine(&wish.machine)?;
     let draft = Draft {
         agent: wish.agent.word.to_owned(),
-        template,
+        template: TemplateReference { name: template.name, digest: template.digest },
         workspaces: wish.workspaces,
         cpus: machine.cpus,
         memory_mib: machine.memory_mib,
@@ -80,7 +80,7 @@ pub(crate) fn create(
             .map(|accel| (ACCEL_LABEL.to_owned(), accel.to_string()))
             .into_iter()
             .collect(),
-        environment: std::collections::BTreeMap::new(),
+        environment: template.environment,
     };
     let created = match wish.name {
         Some(name) => sandboxes.store().create(&draft, [name]),

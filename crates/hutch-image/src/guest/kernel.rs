@@ -66,12 +66,16 @@ pub(crate) fn resolve(
         GuestImageSource::Files { kernel, modules } => return given(kernel, modules.as_deref()),
         GuestImageSource::Distribution { mirror, refresh } => (mirror.as_deref(), *refresh),
     };
-    if refresh == Refresh::Missing && let Some(found) = newest(kernels) {
+    if refresh == Refresh::Missing
+        && let Some(found) = newest(kernels)
+    {
         return Ok(found);
     }
     let locked = kernels.lock(progress)?;
     locked.clean()?;
-    if refresh == Refresh::Missing && let Some(found) = newest(kernels) {
+    if refresh == Refresh::Missing
+        && let Some(found) = newest(kernels)
+    {
         return Ok(found);
     }
     fetch(options, mirror, &locked, progress)?;
@@ -133,7 +137,8 @@ fn fetch(
     fs::rename(&deb, &kept).map_err(CacheError::io("rename", &deb))?;
     fs::remove_dir_all(&work).map_err(CacheError::io("remove", &work))?;
     let fetched = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let key = Key::default().part("package", &package.name).part("sha256", &package.sha256).finish();
+    let key =
+        Key::default().part("package", &package.name).part("sha256", &package.sha256).finish();
     draft.publish_as(
         &key,
         &Manifest {
@@ -200,8 +205,8 @@ impl KernelSource {
         match self {
             Self::Files { files, .. } => Ok(files.clone()),
             Self::Package { file, name, version, .. } => {
-                let tools = Toolbox::new(environment, log, lock)
-                    .map_err(CacheError::io("create", log))?;
+                let tools =
+                    Toolbox::new(environment, log, lock).map_err(CacheError::io("create", log))?;
                 tools
                     .tool("dpkg-deb", "dpkg")
                     .arg("-x")
@@ -221,7 +226,8 @@ fn find_files(
     package: &str,
     version: &str,
 ) -> Result<KernelFiles, GuestImageError> {
-    let missing = |missing| GuestImageError::PackageContent { package: package.to_owned(), missing };
+    let missing =
+        |missing| GuestImageError::PackageContent { package: package.to_owned(), missing };
     // `/lib` is a link to `/usr/lib` on a merged system, but not in each package.
     let (release, modules) = ["usr/lib/modules", "lib/modules"]
         .iter()

@@ -224,10 +224,12 @@ fn load_order(
                     return Err(OrderError::Missing { module: needed_by, missing: name });
                 };
                 stack.push(Visit::Leave(name.clone()));
-                stack.extend(below.into_iter().rev().map(|dependency| Visit::Enter {
-                    name: dependency,
-                    needed_by: name.clone(),
-                }));
+                stack.extend(
+                    below.into_iter().rev().map(|dependency| Visit::Enter {
+                        name: dependency,
+                        needed_by: name.clone(),
+                    }),
+                );
             }
         }
     }
@@ -293,7 +295,11 @@ fn read_module(path: &Path) -> Result<Module, ModulesError> {
     let not_a_module = || ModulesError::NotAModule { path: path.to_owned() };
     let file_name = path.file_name().and_then(|name| name.to_str()).and_then(module_stem);
     let depends = read_depends(&content).ok_or_else(not_a_module)?;
-    Ok(Module { file_name: format!("{}.ko", file_name.ok_or_else(not_a_module)?), content, depends })
+    Ok(Module {
+        file_name: format!("{}.ko", file_name.ok_or_else(not_a_module)?),
+        content,
+        depends,
+    })
 }
 
 /// Reads `depends=a,b` of the `.modinfo` section: strings that each end with a zero byte.

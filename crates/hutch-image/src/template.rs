@@ -1,0 +1,308 @@
+//! Templates: a root file system in one read-only disk image, built here from a recipe or given as a file.
+//!
+//! ```text
+//! images/templates/<digest>/   template.img  manifest.json
+//!
+//! recipe ──build (mmdebstrap)──▶ tar ──disk (mkfs.erofs)──▶ image
+//!                 a tar by path ──┘        an image by path ──┘
+//! ```
+//!
+//! A digest names one image for ever: building a recipe again gives another digest, so that what a stopped sandbox
+//! stands on does not change under it. The newest image of a recipe is the one that its name means.
+
+mod build;
+mod disk;
+mod namespace;
+mod recipe;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::Progress;
+use crate::cache::{Cache, CacheError, Draft};
+use crate::digest::{self, Key};
+pub use crate::template::build::BuildError;
+pub use crate::template::disk::DiskError;
+use crate::template::namespace::Namespace;
+pub use crate::template::namespace::NamespaceError;
+use crate::template::recipe::Recipe;
+use crate::tool::Toolbox;
+
+const FORMAT_VERSION: u32 = 1;
+const IMAGE: &str = "template.img";
+const DIGEST_PREFIX: &str = "sha256:";
+
+/// A template: a read-only root file system image and what it says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    /// The read-only disk image.
+    pub image: PathBuf,
+    /// `sha256:…`: names this very image.
+    pub digest: String,
+    /// How a person named it: `shell`.
+    pub name: String,
+    /// Variables that its sessions start with, `PATH` among them; empty where it says nothing.
+    pub environment: BTreeMap<String, String>,
+    /// Login name of its sessions, if it says one.
+    pub user: Option<String>,
+}
+
+/// When to build a template although there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PullTemplate {
+    /// Build it again.
+    Always,
+    /// Build it when it is not there.
+    Missing,
+    /// Fail when it is not there.
+    Never,
+}
+
+/// What [`template`] needs to know.
+#[derive(Debug, Clone)]
+pub struct TemplateOptions {
+    /// `Layout.images`.
+    pub images: PathBuf,
+    /// A flavor (`shell`), Docker's name for it, or the path of a tar or disk image (with a `/` in it).
+    pub name: String,
+    /// When to build.
+    pub pull: PullTemplate,
+    /// Another package archive than the one in the configuration of the host's apt.
+    pub mirror: Option<String>,
+    /// Variables for the tools that fetch, like proxy settings; nothing else of the environment reaches them.
+    pub environment: Vec<(OsString, OsString)>,
+}
+
+/// Why there is no template.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    /// No recipe has this name.
+    #[error("there is no template `{name}`")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+    },
+    /// It may not be built, and is not there.
+    #[error("the template `{name}` is not on this machine, and it may not be built now")]
+    Absent {
+        /// What was asked for.
+        name: String,
+    },
+    /// The image that a sandbox stands on is gone.
+    #[error("the template image {digest} is gone")]
+    Gone {
+        /// Its digest.
+        digest: String,
+    },
+    /// A recipe cannot be built.
+    #[error("failed to build the template `{name}`")]
+    Build {
+        /// The recipe.
+        name: String,
+        /// Why not.
+        source: BuildError,
+    },
+    /// A root file system cannot be made into a disk.
+    #[error("failed to make a disk of the template `{name}`")]
+    Disk {
+        /// The template.
+        name: String,
+        /// Why not.
+        source: DiskError,
+    },
+    /// A file that was given cannot be read.
+    #[error("failed to read the template {}", path.display())]
+    Input {
+        /// Its path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The cache cannot be read or written.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+}
+
+/// `manifest.json` of a template.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Manifest {
+    format_version: u32,
+    name: String,
+    /// Key of the recipe, or digest of the file that it was made from.
+    source: String,
+    /// Seconds since the epoch: of several images of one source, the newest is used.
+    made: u64,
+    environment: BTreeMap<String, String>,
+    user: Option<String>,
+}
+
+/// What is to be made, and what tells it from others.
+enum Source {
+    Recipe(Box<Recipe>),
+    File { path: PathBuf, kind: disk::Kind },
+}
+
+/// Returns the template of a name, making it if it is not there yet.
+///
+/// Blocks, for minutes when a recipe must be built. Of several processes that ask for the same template one makes it
+/// and the others wait.
+pub fn template(
+    options: &TemplateOptions,
+    progress: &dyn Progress,
+) -> Result<Template, TemplateError> {
+    let (source, key) = resolve(&options.name)?;
+    let cache = Cache::new(options.images.join("templates"));
+    let is_recipe = matches!(source, Source::Recipe(_));
+    let asked = SystemTime::now();
+    if !(is_recipe && options.pull == PullTemplate::Always)
+        && let Some(found) = newest(&cache, &key, &options.name, None)
+    {
+        return Ok(found);
+    }
+    if is_recipe && options.pull == PullTemplate::Never {
+        return Err(TemplateError::Absent { name: options.name.clone() });
+    }
+    let locked = cache.lock(progress)?;
+    let log = options.images.join("logs/template.log");
+    // Whoever had the lock may have made it meanwhile; something built after we asked is as new as we want it.
+    let not_before = (is_recipe && options.pull == PullTemplate::Always).then_some(asked);
+    if let Some(found) = newest(&cache, &key, &options.name, not_before) {
+        return Ok(found);
+    }
+    let tools = Toolbox::new(&options.environment, &log, locked.file())
+        .map_err(CacheError::io("create", &log))?;
+    let disk_failed = |source| TemplateError::Disk { name: options.name.clone(), source };
+    let namespace = Namespace::of_caller(&tools).map_err(|error| disk_failed(error.into()))?;
+    for path in locked.leftovers()? {
+        namespace.remove(&tools, &path).map_err(|error| disk_failed(error.into()))?;
+    }
+    let draft = locked.begin("template")?;
+    let manifest = fill(&draft, &source, &key, &tools, namespace, options, progress)?;
+    let digest =
+        Key::default().part("source", &key).part("made", manifest.made.to_le_bytes()).finish();
+    draft.publish_as(&digest, &manifest)?;
+    tracing::info!(%digest, name = options.name, "template made");
+    load(&cache, &digest, &options.name).ok_or_else(|| TemplateError::Gone { digest })
+}
+
+/// Returns the very image that a sandbox was made with.
+pub fn template_image(images: &Path, name: &str, digest: &str) -> Result<Template, TemplateError> {
+    let cache = Cache::new(images.join("templates"));
+    let gone = || TemplateError::Gone { digest: digest.to_owned() };
+    let key = digest.strip_prefix(DIGEST_PREFIX).ok_or_else(gone)?;
+    // It becomes a part of a path.
+    let is_digest = key.len() == 64 && key.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_digest.then(|| load(&cache, key, name)).flatten().ok_or_else(gone)
+}
+
+fn resolve(name: &str) -> Result<(Source, String), TemplateError> {
+    if let Some(recipe) = Recipe::named(name) {
+        let key = recipe.key();
+        return Ok((Source::Recipe(Box::new(recipe)), key));
+    }
+    let path = PathBuf::from(name);
+    // Docker's names have slashes too, so only what is there, or can be nothing else, is taken as a path.
+    if !path.is_file() && !path.is_absolute() && !name.starts_with('.') {
+        return Err(TemplateError::Unknown { name: name.to_owned() });
+    }
+    let failed = |source| TemplateError::Input { path: path.clone(), source };
+    let kind = disk::kind_of(&path).map_err(failed)?;
+    let key = digest::of_file(&path).map_err(failed)?;
+    Ok((Source::File { path, kind }, key))
+}
+
+/// Puts the image into the draft, alone.
+fn fill(
+    draft: &Draft,
+    source: &Source,
+    key: &str,
+    tools: &Toolbox,
+    namespace: Namespace,
+    options: &TemplateOptions,
+    progress: &dyn Progress,
+) -> Result<Manifest, TemplateError> {
+    let name = &options.name;
+    let image = draft.path().join(IMAGE);
+    let mut manifest = Manifest {
+        format_version: FORMAT_VERSION,
+        name: name.clone(),
+        source: key.to_owned(),
+        made: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        environment: BTreeMap::new(),
+        user: None,
+    };
+    let archive = match source {
+        Source::Recipe(recipe) => {
+            manifest.environment.clone_from(&recipe.environment);
+            manifest.user = Some(recipe.user.clone());
+            let mirror = options.mirror.as_deref();
+            build::build(tools, namespace, recipe, mirror, draft.path(), progress)
+                .map_err(|source| TemplateError::Build { name: name.clone(), source })?
+        }
+        Source::File { path, kind: disk::Kind::Image } => {
+            progress.step("copying the template");
+            fs::copy(path, &image).map_err(CacheError::io("write", &image))?;
+            return Ok(manifest);
+        }
+        Source::File { path, kind: disk::Kind::Archive } => path.clone(),
+    };
+    progress.step("making the template's disk");
+    let tree = draft.path().join("tree");
+    disk::make(tools, namespace, &archive, &tree, &image)
+        .map_err(|source| TemplateError::Disk { name: name.clone(), source })?;
+    clear(draft.path())?;
+    Ok(manifest)
+}
+
+/// Removes everything that was only needed on the way.
+fn clear(draft: &Path) -> Result<(), CacheError> {
+    for entry in fs::read_dir(draft).map_err(CacheError::io("list", draft))? {
+        let entry = entry.map_err(CacheError::io("list", draft))?;
+        if entry.file_name() != IMAGE {
+            let path = entry.path();
+            crate::cache::remove(&path).map_err(CacheError::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// The newest image of a source, made at `not_before` or later.
+fn newest(
+    cache: &Cache,
+    source: &str,
+    name: &str,
+    not_before: Option<SystemTime>,
+) -> Option<Template> {
+    let not_before = not_before.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let (path, _) = cache
+        .all::<Manifest>()
+        .into_iter()
+        .filter(|(path, manifest)| {
+            manifest.source == source
+                && manifest.format_version == FORMAT_VERSION
+                && path.join(IMAGE).is_file()
+                // A second is the grain of what is written down.
+                && not_before.is_none_or(|time| manifest.made > time.as_secs())
+        })
+        .max_by_key(|(_, manifest)| manifest.made)?;
+    load(cache, path.file_name()?.to_str()?, name)
+}
+
+fn load(cache: &Cache, digest: &str, name: &str) -> Option<Template> {
+    let manifest: Manifest = cache.manifest(digest)?;
+    let image = cache.path(digest).join(IMAGE);
+    let usable = manifest.format_version == FORMAT_VERSION && image.is_file();
+    usable.then(|| Template {
+        image,
+        digest: format!("{DIGEST_PREFIX}{digest}"),
+        name: name.to_owned(),
+        environment: manifest.environment,
+        user: manifest.user,
+    })
+}
