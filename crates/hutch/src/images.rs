@@ -4,8 +4,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use hutch_image::{
-    GuestImage, GuestImageError, GuestImageOptions, GuestImageSource, PullTemplate, Refresh,
-    Template, TemplateError, TemplateOptions,
+    AptError, BuildError, DiskError, GuestImage, GuestImageError, GuestImageOptions,
+    GuestImageSource, NamespaceError, PullTemplate, Refresh, Template, TemplateError,
+    TemplateOptions, ToolError,
 };
 use hutch_store::{Program, TemplateReference};
 
@@ -122,19 +123,36 @@ fn template_failure(error: &TemplateError) -> Failure {
         }
         TemplateError::Gone { .. } => Failure::from_error(Blame::Host, error)
             .hint("the sandbox cannot run without it: remove the sandbox and create it again"),
-        _ => Failure::from_error(Blame::Host, error).hint_if(missing_package(error)),
+        _ => Failure::from_error(Blame::Host, error)
+            .hint_if(missing_package(tool_of_template(error))),
+    }
+}
+
+/// The tool of the host that a template failed on, if it was one.
+fn tool_of_template(error: &TemplateError) -> Option<&ToolError> {
+    match error {
+        TemplateError::Build { source, .. } => match source {
+            BuildError::Tool(tool)
+            | BuildError::Apt(AptError::Tool(tool))
+            | BuildError::Namespace(NamespaceError::Tool(tool)) => Some(tool),
+            _ => None,
+        },
+        TemplateError::Disk { source, .. } => match source {
+            DiskError::Tool(tool) | DiskError::Namespace(NamespaceError::Tool(tool)) => Some(tool),
+            _ => None,
+        },
+        _ => None,
     }
 }
 
 /// What to install when a tool is missing.
-fn missing_package(error: &dyn std::error::Error) -> Option<String> {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.filter_map(|error| error.downcast_ref::<ToolError>()).find_map(|error| match error {
-        ToolError::Missing { package, .. } => {
-            Some(format!("install it: sudo apt install {package}"))
+fn missing_package(tool: Option<&ToolError>) -> Option<String> {
+    match tool {
+        Some(ToolError::Missing { package, .. }) => {
+            Some(format!("install the package {package}: sudo apt install {package}"))
         }
         _ => None,
-    })
+    }
 }
 
 fn guest_failure(error: &GuestImageError) -> Failure {
@@ -143,6 +161,9 @@ fn guest_failure(error: &GuestImageError) -> Failure {
         GuestImageError::InitNotStatic { .. } => {
             failure.hint("build it for a named target with static linking: make build")
         }
-        _ => failure.hint_if(missing_package(error)),
+        GuestImageError::Fetch(AptError::Tool(tool)) | GuestImageError::Unpack(tool) => {
+            failure.hint_if(missing_package(Some(tool)))
+        }
+        _ => failure,
     }
 }

@@ -10,7 +10,7 @@
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hutch_api::{API_VERSION, Open, Phase, Request, Response, Status};
 use hutch_store::{LockError, Program, SandboxName, Store};
@@ -20,7 +20,7 @@ use hutch_wire::message::{self, MessageError};
 use hutch_wire::{Connection, ConnectionError, Limits, Role};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::failure::{Blame, Failure};
 use crate::plugin::Face;
@@ -375,3 +375,6 @@ pub(crate) fn program(programs: &hutch_store::Programs) -> Result<std::path::Pat
         Failure::from_error(Blame::Host, &error).hint("install hutch again with all its programs")
     })
 }
+
+#[cfg(test)]
+mod tests;

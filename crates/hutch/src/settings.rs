@@ -14,6 +14,7 @@ use std::str::FromStr;
 use hutch_store::{Layout, LayoutInputs, Programs};
 use hutch_vmm::probe::AcceleratorRequest;
 
+use crate::agents::Agent;
 use crate::failure::{Blame, Failure};
 use crate::size::{ByteSize, CpuCount, IdleTime};
 
@@ -29,7 +30,7 @@ pub(crate) const HUTCH_LIBEXEC: &str = "HUTCH_LIBEXEC";
 pub(crate) const HUTCH_KERNEL: &str = "HUTCH_KERNEL";
 /// The `lib/modules/RELEASE` directory that belongs to `HUTCH_KERNEL`.
 pub(crate) const HUTCH_KERNEL_MODULES: &str = "HUTCH_KERNEL_MODULES";
-/// A template archive made elsewhere, for hosts that cannot build one.
+/// The template of new sandboxes, as `--template`: for hosts that cannot build one, the path of an archive.
 pub(crate) const HUTCH_TEMPLATE: &str = "HUTCH_TEMPLATE";
 /// The QEMU program, where it is not in a usual place.
 pub(crate) const HUTCH_QEMU: &str = "HUTCH_QEMU";
@@ -59,8 +60,6 @@ pub(crate) const NO_COLOR: &str = "NO_COLOR";
 pub(crate) const DOCKER_CLI_PLUGIN_SOCKET: &str = "DOCKER_CLI_PLUGIN_SOCKET";
 /// Told to every session with a terminal, because they describe the terminal that it is shown on.
 pub(crate) const OF_THE_TERMINAL: &[&str] = &["TERM", "COLORTERM"];
-/// Told to every session with a terminal: the language that the person reads.
-pub(crate) const OF_THE_LANGUAGE: &[&str] = &["LANG"];
 /// Told to the tools that fetch packages, because there may be no other way out.
 pub(crate) const OF_THE_NETWORK: &[&str] = &[
     "http_proxy",
@@ -208,8 +207,8 @@ pub(crate) struct Settings {
     pub(crate) kernel: Option<PathBuf>,
     /// Modules of that kernel.
     pub(crate) kernel_modules: Option<PathBuf>,
-    /// Template archive, where the template is not built here.
-    pub(crate) template: Option<PathBuf>,
+    /// Template, where it is not the agent's own: a name, or the path of an archive or disk image.
+    pub(crate) template: Option<String>,
     /// The QEMU program, where it is not looked for.
     pub(crate) qemu: Option<PathBuf>,
     /// Time without activity after which new sandboxes stop.
@@ -283,7 +282,7 @@ impl Settings {
             programs: Programs::new(libexec.as_deref(), executable),
             kernel: environment.path(HUTCH_KERNEL).or(file.kernel),
             kernel_modules: environment.path(HUTCH_KERNEL_MODULES).or(file.kernel_modules),
-            template: environment.path(HUTCH_TEMPLATE).or(file.template),
+            template: environment.parsed(HUTCH_TEMPLATE)?.or(file.template),
             qemu: environment.path(HUTCH_QEMU).or(file.qemu),
             idle_timeout: environment
                 .parsed(HUTCH_IDLE_TIMEOUT)?
@@ -305,6 +304,11 @@ impl Settings {
     /// What runs a sandbox's machine, unless something else is chosen for it.
     pub(crate) fn accelerator(&self, chosen: Option<Accel>) -> AcceleratorRequest {
         chosen.unwrap_or(self.accel).into()
+    }
+
+    /// The template of a new sandbox.
+    pub(crate) fn template_for<'a>(&'a self, agent: &Agent, chosen: Option<&'a str>) -> &'a str {
+        chosen.or(self.template.as_deref()).unwrap_or(agent.template)
     }
 
     /// The machine of a new sandbox.

@@ -56,7 +56,7 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
     let wish = Wish {
         agent,
         name,
-        template: arguments.template.as_deref().unwrap_or(agent.template),
+        template: context.settings.template_for(agent, arguments.template.as_deref()),
         pull: arguments.pull_template,
         workspaces: workspaces::resolve(&arguments.workspaces, &context.settings.layout)?,
         machine: arguments.machine,

@@ -16,7 +16,7 @@ use crate::failure::{Blame, Failure};
 use crate::keeper_client::Keeper;
 use crate::printer::Printer;
 use crate::session::{self, End, Plan, Standard};
-use crate::settings::{MachineFlags, OF_THE_LANGUAGE, OF_THE_TERMINAL, Settings};
+use crate::settings::{MachineFlags, OF_THE_TERMINAL, Settings};
 use crate::start;
 use crate::terminal;
 
@@ -151,13 +151,13 @@ pub(crate) fn spec(argv: Vec<OsString>) -> ExecSpec {
     }
 }
 
-/// Variables that describe the terminal which the session is shown on, and the language of whoever reads it.
+/// Variables that describe the terminal which the session is shown on. Not the language: the sandbox may not have it, and
+/// programs fall back to ASCII then.
 pub(crate) fn terminal_variables(settings: &Settings) -> Vec<(Bytes, Bytes)> {
     let mut variables = settings.environment.some(OF_THE_TERMINAL);
     if !variables.iter().any(|(name, _)| name == "TERM") {
         variables.push(("TERM".into(), TERM_USUAL.into()));
     }
-    variables.extend(settings.environment.some(OF_THE_LANGUAGE));
     variables.iter().map(|(name, value)| (bytes(name), bytes(value))).collect()
 }
 

@@ -222,7 +222,7 @@ async fn make(
     let wish = Wish {
         agent,
         name: arguments.name.as_deref().map(new_name).transpose()?,
-        template: arguments.template.as_deref().unwrap_or(agent.template),
+        template: context.settings.template_for(agent, arguments.template.as_deref()),
         pull: arguments.pull_template,
         workspaces,
         machine: arguments.machine,

@@ -49,8 +49,8 @@ pub(crate) struct FileConfig {
     pub(crate) memory: Option<ByteSize>,
     /// The QEMU program.
     pub(crate) qemu: Option<PathBuf>,
-    /// Template archive.
-    pub(crate) template: Option<PathBuf>,
+    /// Template of new sandboxes.
+    pub(crate) template: Option<String>,
 }
 
 impl FileConfig {
@@ -99,7 +99,7 @@ impl FileConfig {
             "kernel_modules" => self.kernel_modules = Some(path(key, value)?),
             "memory" => self.memory = Some(parsed(key, value)?),
             "qemu" => self.qemu = Some(path(key, value)?),
-            "template" => self.template = Some(path(key, value)?),
+            "template" => self.template = Some(string(key, value)?.to_owned()),
             _ => {
                 let hint = nearest(key, KEYS.iter().copied()).map_or_else(
                     || format!("the keys are {}", KEYS.join(", ")),
