@@ -6,25 +6,29 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use hutch_wire::guest::AttachSpec;
+use hutch_wire::guest::{AttachSpec, WORKSPACE_PORT};
 
 use crate::container::{Container, ContainerError, ContainerSpec};
 use crate::devices::Devices;
 use crate::disks::{self, DiskError, Places};
 use crate::identity::{self, IdentityError};
 use crate::modules::Loading;
+use crate::port::Port;
 use crate::root::Root;
 use crate::stages::Stages;
 use crate::sys::entropy;
 use crate::workspaces::{self, WorkspaceError};
-use crate::{clock, log};
+use crate::{clock, log, workspace};
 
 /// Everything of the sandbox is mounted below this directory of the initramfs.
 pub(crate) const BASE: &str = "/hutch";
 /// Init's own program, for the container's supervisor.
 const PROGRAM: &str = "/proc/self/exe";
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+/// How long the workspaces' port may take to appear; the channel's is there already.
+const PORT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why the machine cannot become this sandbox.
 #[derive(Debug, thiserror::Error)]
@@ -128,8 +132,19 @@ fn container_spec(spec: &AttachSpec, root: PathBuf) -> ContainerSpec {
     }
 }
 
-async fn start_workspaces(_hardware: &Arc<Hardware>, _target: &Path) -> Result<(), AttachError> {
-    Err(AttachError::WorkspaceChannel("not there yet".to_owned()))
+/// Mounts the workspaces' file system; the pump lives as long as the machine.
+async fn start_workspaces(hardware: &Arc<Hardware>, target: &Path) -> Result<(), AttachError> {
+    let (hardware, target) = (Arc::clone(hardware), target.to_owned());
+    blocking(move || {
+        let failed = |error: &dyn std::error::Error| AttachError::WorkspaceChannel(with_sources(error));
+        let device =
+            hardware.devices.port(WORKSPACE_PORT, PORT_LIMIT).map_err(|error| failed(&error))?;
+        let port = Port::open(&device).map_err(|error| failed(&error))?;
+        // Unmounted with everything else before the power goes.
+        workspace::start(port.into_fd(), &target).map_err(|error| failed(&error))?;
+        Ok(())
+    })
+    .await
 }
 
 async fn blocking<T: Send + 'static>(
