@@ -131,16 +131,17 @@ fn template_failure(error: &TemplateError) -> Failure {
 /// The tool of the host that a template failed on, if it was one.
 fn tool_of_template(error: &TemplateError) -> Option<&ToolError> {
     match error {
-        TemplateError::Build { source, .. } => match source {
-            BuildError::Tool(tool)
-            | BuildError::Apt(AptError::Tool(tool))
-            | BuildError::Namespace(NamespaceError::Tool(tool)) => Some(tool),
-            _ => None,
-        },
-        TemplateError::Disk { source, .. } => match source {
-            DiskError::Tool(tool) | DiskError::Namespace(NamespaceError::Tool(tool)) => Some(tool),
-            _ => None,
-        },
+        TemplateError::Build {
+            source:
+                BuildError::Tool(tool)
+                | BuildError::Apt(AptError::Tool(tool))
+                | BuildError::Namespace(NamespaceError::Tool(tool)),
+            ..
+        }
+        | TemplateError::Disk {
+            source: DiskError::Tool(tool) | DiskError::Namespace(NamespaceError::Tool(tool)),
+            ..
+        } => Some(tool),
         _ => None,
     }
 }

@@ -96,7 +96,7 @@ pub(crate) fn create(
 
 /// Where the agent works.
 fn primary(workspaces: &[Workspace]) -> &Path {
-    workspaces.first().map_or(Path::new("/"), |workspace| workspace.path.as_path())
+    workspaces.first().map_or_else(|| Path::new("/"), |workspace| workspace.path.as_path())
 }
 
 /// The name that a new sandbox will most likely get; only for talk.

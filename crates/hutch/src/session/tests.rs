@@ -260,13 +260,8 @@ async fn signals_are_passed_on_and_the_fourth_ends_us() {
         for signal in [Signal::INT, Signal::USR1, Signal::TERM, Signal::HUP] {
             kill_process(getpid(), signal).unwrap();
             let request: ExecRequest = message::read(&mut exec, 64).await.unwrap();
-            assert_eq!(
-                i32::try_from(match request {
-                    ExecRequest::Signal(number) => number,
-                    other => panic!("{other:?}"),
-                }),
-                Ok(signal.as_raw())
-            );
+            let number = u8::try_from(signal.as_raw()).unwrap();
+            assert_eq!(request, ExecRequest::Signal(number));
         }
         kill_process(getpid(), Signal::TERM).unwrap();
         // The session is gone: so is its stream.
