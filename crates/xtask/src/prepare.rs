@@ -187,8 +187,6 @@ fn images(stage: &Path, user: &TestUser) -> anyhow::Result<()> {
         .args(["create", "--name", "prepare", "shell"])
         .arg(world.join("work"))
         .current_dir(world.join("work"))
-        .env_clear()
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .env("HOME", world.join("home"))
         .env("HUTCH_HOME", world.join("home/state"))
         .env("HUTCH_IMAGES", stage.join("images"))
