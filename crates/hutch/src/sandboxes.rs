@@ -1,11 +1,24 @@
 //! Finding sandboxes by what a person typed.
 
-use hutch_store::{CreateError, Listed, LoadError, RemoveError, SandboxName, SandboxRecord, Store};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hutch_store::atomic;
+use hutch_store::{
+    CreateError, KeeperRecord, Listed, LoadError, RemoveError, SandboxId, SandboxName,
+    SandboxRecord, Store,
+};
 
 use crate::failure::{Blame, Failure, chain};
 use crate::nearest::nearest;
 use crate::plugin::Face;
 use crate::settings::Settings;
+
+/// How long a keeper that has just ended may hold its lock.
+const LAST_STEPS: Duration = Duration::from_secs(10);
+/// No file that names a keeper is longer.
+const KEEPER_MAX: u64 = 64 * 1024;
 
 /// The sandboxes of this user.
 #[derive(Debug)]
@@ -61,6 +74,32 @@ impl Sandboxes {
         }
     }
 
+    /// Removes a sandbox, or what remains of one, with what a keeper that was killed left in the runtime directory.
+    pub(crate) fn remove(&self, name: &OsStr) -> Result<(), RemoveError> {
+        let leftovers = self.sockets(name);
+        self.store.remove(name, LAST_STEPS)?;
+        for socket in leftovers {
+            // What is not there was removed by its keeper.
+            let _gone = std::fs::remove_file(&socket);
+            let _gone = std::fs::remove_dir_all(socket.with_extension("vm"));
+        }
+        Ok(())
+    }
+
+    /// Where the sandbox's keeper listens or listened, as far as anything says so.
+    fn sockets(&self, name: &OsStr) -> Vec<PathBuf> {
+        let Some(Ok(name)) = name.to_str().map(SandboxName::parse) else { return Vec::new() };
+        let by_record =
+            self.store.load(&name).ok().map(|record| self.store.layout().socket(&record.id));
+        // The record may be damaged, and the keeper may have had another runtime directory.
+        let by_keeper = atomic::read(&self.store.paths(&name).keeper(), KEEPER_MAX)
+            .ok()
+            .and_then(|text| serde_json::from_slice::<KeeperRecord>(&text).ok())
+            .map(|keeper| keeper.socket.as_path().to_owned())
+            .filter(|socket| is_socket_name(socket));
+        by_record.into_iter().chain(by_keeper).collect()
+    }
+
     /// The names of all sandboxes, for suggestions.
     pub(crate) fn names(&self) -> Vec<String> {
         let listed = self.store.list().unwrap_or_default();
@@ -83,6 +122,15 @@ impl Sandboxes {
         Failure::host(format!("the sandbox `{text}` cannot be used: {}", chain(error)))
             .hint(format!("remove it: {} rm {text}", self.face.program()))
     }
+}
+
+/// Whatever a damaged file says, nothing but a keeper's socket is removed.
+fn is_socket_name(path: &Path) -> bool {
+    path.extension() == Some(OsStr::new("sock"))
+        && path
+            .file_stem()
+            .and_then(OsStr::to_str)
+            .is_some_and(|stem| SandboxId::parse(stem).is_ok())
 }
 
 /// A sandbox could not be made.

@@ -2,7 +2,6 @@
 
 use std::io::{self, BufRead as _, IsTerminal as _};
 use std::path::Path;
-use std::time::Duration;
 
 use clap::Args;
 use hutch_store::SandboxName;
@@ -13,8 +12,6 @@ use crate::failure::Failure;
 use crate::keeper_client;
 use crate::sandboxes::{Sandboxes, not_removed};
 
-/// How long a keeper that has just ended may hold its lock.
-const LAST_STEPS: Duration = Duration::from_secs(10);
 /// No answer is longer.
 const ANSWER_MAX: u64 = 1024;
 
@@ -65,7 +62,7 @@ async fn remove_all(context: &Context, sandboxes: &Sandboxes) -> Result<u8, Fail
             if let Some(Ok(name)) = listed.name.to_str().map(SandboxName::parse) {
                 keeper_client::stop(sandboxes.store(), &name, context.face).await?;
             }
-            match sandboxes.store().remove(&listed.name, LAST_STEPS) {
+            match sandboxes.remove(&listed.name) {
                 Ok(()) | Err(hutch_store::RemoveError::NotFound { .. }) => Ok(()),
                 Err(error) => Err(not_removed(&error)),
             }

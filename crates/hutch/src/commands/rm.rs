@@ -1,7 +1,5 @@
 //! `hutch rm`
 
-use std::time::Duration;
-
 use clap::Args;
 use hutch_store::SandboxName;
 
@@ -10,9 +8,6 @@ use crate::context::{Context, block_on};
 use crate::failure::Failure;
 use crate::keeper_client;
 use crate::sandboxes::{Sandboxes, not_removed};
-
-/// How long a keeper that has just ended may hold its lock.
-const LAST_STEPS: Duration = Duration::from_secs(10);
 
 /// Remove sandboxes and everything in them
 ///
@@ -38,7 +33,7 @@ async fn remove(context: &Context, sandboxes: &Sandboxes, text: &str) -> Result<
         sandboxes.name(text)?;
         keeper_client::stop(sandboxes.store(), &name, context.face).await?;
     }
-    sandboxes.store().remove(text, LAST_STEPS).map_err(|error| match error {
+    sandboxes.remove(text.as_ref()).map_err(|error| match error {
         hutch_store::RemoveError::NotFound { .. } => sandboxes.unknown(text),
         error => not_removed(&error),
     })

@@ -249,7 +249,7 @@ async fn make(
     };
     let remove = async || {
         let _stopped = keeper_client::stop(store, &record.name, context.face).await;
-        let _removed = store.remove(&record.name, std::time::Duration::from_secs(10));
+        let _removed = sandboxes.remove(record.name.as_ref());
     };
     start::unless_interrupted(ready, remove).await?;
     Ok(record)

@@ -82,6 +82,26 @@ fn stop_and_rm_print_names_and_go_on_after_a_failure() {
 }
 
 #[test]
+fn what_a_killed_keeper_left_goes_with_its_sandbox() {
+    let world = World::new();
+    let id = world.sandbox("one", &world.project("one")).id;
+    let other = world.sandbox("two", &world.project("two")).id;
+    let runtime = world.path("run/hutch");
+    let leftovers =
+        |id: &str| [format!("{id}.sock"), format!("{id}.vm")].map(|name| runtime.join(name));
+    for id in [id.as_str(), other.as_str()] {
+        let [socket, scratch] = leftovers(id);
+        drop(std::os::unix::net::UnixListener::bind(socket).expect("it is free"));
+        std::fs::create_dir(scratch).expect("it is free");
+    }
+    assert_eq!(world.hutch(&["rm", "one"]).code, 0);
+    assert!(leftovers(id.as_str()).iter().all(|path| !path.exists()));
+    assert!(leftovers(other.as_str()).iter().all(|path| path.exists()));
+    assert_eq!(world.hutch(&["reset", "-f"]).code, 0);
+    assert_eq!(std::fs::read_dir(runtime).map(Iterator::count).ok(), Some(0));
+}
+
+#[test]
 fn broken_sandboxes_can_be_removed() {
     let world = World::new();
     world.broken_sandbox("broken");
