@@ -121,10 +121,7 @@ async fn a_keeper_that_lives_is_used() {
     let world = World::new();
     let _lock = world.lock();
     let played = play(world.listen(), vec![status(API_VERSION, Phase::Ready)], || {});
-    let (keeper, asked) = tokio::join!(world.ready(), async {
-        let asked = played.await;
-        asked
-    });
+    let (keeper, asked) = tokio::join!(world.ready(), played);
     assert!(keeper.is_ok());
     assert_eq!(asked, [Request::WaitReady]);
 }
