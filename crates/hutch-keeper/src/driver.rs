@@ -124,7 +124,16 @@ impl Driver<'_> {
     /// From the start to the end.
     pub(crate) async fn run(mut self) -> LastEnd {
         let mut machine = Machine::default();
-        let ending = match self.boot(&mut machine).await {
+        let mut booted = self.boot(&mut machine).await;
+        if let Err(Ending { how: How::Crashed, reason }) = &booted {
+            // QEMU before 8.1 can crash an emulated kernel with several processors while it patches its own code
+            // (docs/design/002): rare, so that a second boot is as good as certain. Nothing of the sandbox ran yet.
+            tracing::warn!(%reason, "the guest did not come up; starting it once more");
+            end_parts(&mut machine).await;
+            machine = Machine::default();
+            booted = self.boot(&mut machine).await;
+        }
+        let ending = match booted {
             Ok(()) => self.serve(&mut machine).await,
             Err(ending) => ending,
         };
@@ -256,26 +265,7 @@ impl Driver<'_> {
                 clean = power_off(vm.as_mut(), guest, &mut self.commands, at_most).await;
             }
         }
-        if let Some(vm) = &mut machine.vm {
-            vm.kill();
-            if timeout(KILLED, vm.wait()).await.is_err() {
-                tracing::error!(pid = vm.pid(), "the VM does not end");
-            }
-        }
-        if let Some(guest) = machine.guest.take() {
-            // Sessions still hold streams of it.
-            guest.connection.close();
-        }
-        // After the VM, so that everything the guest wrote has been served.
-        if let Some(worker) = &mut machine.worker {
-            // The end of its port lets it finish what it is at.
-            if timeout(BETTER_REASON, worker.wait()).await.is_err() {
-                worker.kill();
-                if timeout(KILLED, worker.wait()).await.is_err() {
-                    tracing::error!(pid = worker.pid(), "the workspace worker does not end");
-                }
-            }
-        }
+        end_parts(&mut machine).await;
         let paths = self.store.paths(&self.record.name);
         let console_from = machine.console_from;
         drop(machine);
@@ -310,6 +300,30 @@ impl Driver<'_> {
             state.stage = if wanted { Stage::Gone } else { Stage::Failed(reason) };
         });
         end
+    }
+}
+
+/// Ends the VM, the connection to it and the worker, in this order.
+async fn end_parts(machine: &mut Machine) {
+    if let Some(vm) = &mut machine.vm {
+        vm.kill();
+        if timeout(KILLED, vm.wait()).await.is_err() {
+            tracing::error!(pid = vm.pid(), "the VM does not end");
+        }
+    }
+    if let Some(guest) = machine.guest.take() {
+        // Sessions still hold streams of it.
+        guest.connection.close();
+    }
+    // After the VM, so that everything the guest wrote has been served.
+    if let Some(worker) = &mut machine.worker {
+        // The end of its port lets it finish what it is at.
+        if timeout(BETTER_REASON, worker.wait()).await.is_err() {
+            worker.kill();
+            if timeout(KILLED, worker.wait()).await.is_err() {
+                tracing::error!(pid = worker.pid(), "the workspace worker does not end");
+            }
+        }
     }
 }
 

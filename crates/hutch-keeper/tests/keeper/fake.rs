@@ -349,7 +349,8 @@ pub(crate) fn crashing(console: &'static str, end: VmEnd) -> Arc<FakeVmm> {
     FakeVmm::new(move |side| {
         let end = end.clone();
         async move {
-            let mut serial = std::fs::File::create(&side.serial_log).unwrap();
+            let mut serial =
+                std::fs::File::options().create(true).append(true).open(&side.serial_log).unwrap();
             serial.write_all(console.as_bytes()).unwrap();
             side.power.end(end);
             std::future::pending::<()>().await;

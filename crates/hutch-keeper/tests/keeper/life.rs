@@ -1,13 +1,14 @@
 //! From the start to every kind of end.
 
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use hutch_api::{Open, Phase, Request, Response};
 use hutch_keeper::{Command, KeeperError, Parts};
 use hutch_vmm::VmEnd;
 use hutch_wire::message::{self, MESSAGE_MAX};
-use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -115,6 +116,28 @@ async fn a_panic_while_booting_is_told_at_once_with_the_console() {
         end.console,
         ["[ 0.1] Linux version 6", "[ 0.9] Kernel panic - not syncing:  [31mno init"]
     );
+}
+
+#[tokio::test]
+async fn a_kernel_that_crashes_before_it_is_up_gets_a_second_boot() {
+    let sandbox = Sandbox::new();
+    let guest = Guest::new();
+    let (init, boots) = (guest.init.clone(), Arc::new(AtomicU32::new(0)));
+    let counted = Arc::clone(&boots);
+    let vmm = FakeVmm::new(move |side| {
+        let (init, first) = (init.clone(), counted.fetch_add(1, Ordering::Relaxed) == 0);
+        async move {
+            if first {
+                side.power.end(VmEnd::GuestCrashed);
+            } else {
+                init.run(side).await;
+            }
+        }
+    });
+    let keeper = sandbox.keep(vmm, FakeWorkspace::new()).await;
+    let client = keeper.ready().await;
+    assert_eq!(boots.load(Ordering::Relaxed), 2);
+    assert_eq!(client.status().await.vmm_pid, Some(4242));
 }
 
 #[tokio::test(start_paused = true)]
