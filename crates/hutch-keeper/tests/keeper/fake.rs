@@ -157,6 +157,8 @@ impl WorkspaceHost for FakeWorkspace {
             if self.refuse {
                 return Err("no workers today".to_owned());
             }
+            // The worker of an earlier boot has ended by now.
+            self.end.send_replace(None);
             let end = Arc::clone(&self.end);
             tokio::spawn(async move {
                 let mut port = start.port;
