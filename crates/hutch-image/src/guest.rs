@@ -24,13 +24,13 @@ use crate::apt::AptError;
 use crate::cache::{Cache, CacheError, write_file};
 use crate::digest::{self, Key};
 use crate::guest::cpio::{Archive, Entry};
-use crate::guest::kernel::KernelFiles;
+use crate::guest::kernel::{KernelFiles, Signatures};
 pub use crate::guest::modules::ModulesError;
 pub use crate::guest::vmlinux::VmlinuxError;
 use crate::tool::ToolError;
 
 /// Changes whenever the same inputs would give another image.
-const RECIPE_VERSION: &str = "1";
+const RECIPE_VERSION: &str = "2";
 const FORMAT_VERSION: u32 = 1;
 
 /// Where the kernel comes from.
@@ -177,7 +177,7 @@ pub fn guest_image(
     let log = options.images.join("logs/guest.log");
     let files = source.unpack(&unpacked, &log, &options.environment, locked.file())?;
     let kernel_sha256 = write_kernel(&files, &draft.path().join("kernel"))?;
-    let archive = initramfs(&init, files.modules.as_deref())?;
+    let archive = initramfs(&init, &files)?;
     let initramfs = draft.path().join("initramfs");
     let initramfs_sha256 = write_initramfs(&archive, &initramfs)?;
     if unpacked.exists() {
@@ -251,19 +251,22 @@ fn write_kernel(files: &KernelFiles, target: &Path) -> Result<String, GuestImage
 }
 
 /// Collects what the initramfs holds: init, the modules and the two lists that init loads them by.
-fn initramfs(init: &[u8], modules: Option<&Path>) -> Result<Archive, GuestImageError> {
+fn initramfs(init: &[u8], files: &KernelFiles) -> Result<Archive, GuestImageError> {
     let mut archive = Archive::default();
     for directory in ["dev", "proc", "sys", "run", "lib/modules"] {
         archive.add(directory, Entry::Directory);
     }
     archive.add("init", Entry::File { content: init.to_vec(), mode: 0o755 });
-    let set = modules.map(modules::collect).transpose()?.unwrap_or_default();
+    let set = files.modules.as_deref().map(modules::collect).transpose()?.unwrap_or_default();
     for (list, modules) in [("hutch.order", set.boot), ("later.order", set.later)] {
         let order: String =
             modules.iter().map(|module| format!("{}\n", module.file_name)).collect();
         let entry = Entry::File { content: order.into_bytes(), mode: 0o644 };
         archive.add(&format!("lib/modules/{list}"), entry);
-        for module in modules {
+        for mut module in modules {
+            if files.signatures == Signatures::Optional {
+                module.strip_signature();
+            }
             let entry = Entry::File { content: module.content, mode: 0o644 };
             archive.add(&format!("lib/modules/{}", module.file_name), entry);
         }

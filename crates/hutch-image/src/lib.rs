@@ -3,6 +3,9 @@
 mod apt;
 mod cache;
 mod digest;
+#[cfg(test)]
+#[path = "../tests/image/elf.rs"]
+mod elf;
 mod guest;
 mod template;
 mod tool;

@@ -100,10 +100,13 @@ impl Toolbox {
                 return Ok(());
             }
             let text = String::from_utf8_lossy(&line);
-            // A progress meter rewrites its line with carriage returns.
-            for part in text.trim_end_matches(['\n', '\r']).split('\r') {
-                self.note(part)?;
-                reason.see(part);
+            // A progress meter rewrites its line with carriage returns; only what stays is worth keeping.
+            let mut parts = text.trim_end_matches(['\n', '\r']).split('\r').peekable();
+            while let Some(part) = parts.next() {
+                if parts.peek().is_none() {
+                    self.note(part)?;
+                    reason.see(part);
+                }
                 on_line(part);
             }
         }
@@ -232,7 +235,13 @@ mod tests {
     use super::*;
 
     fn toolbox(directory: &Path) -> Toolbox {
-        let lock = File::create(directory.join("lock")).unwrap();
+        let lock = File::options()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .open(directory.join("lock"))
+            .unwrap();
         let environment = [("GIVEN".into(), "value".into())];
         Toolbox::new(&environment, &directory.join("logs/build.log"), &lock).unwrap()
     }

@@ -43,6 +43,15 @@ pub(crate) enum KernelSource {
     Files { files: KernelFiles, key: String },
 }
 
+/// Whether a kernel loads modules without a signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Signatures {
+    /// It does: the distribution's kernel.
+    Optional,
+    /// Not known of a kernel that somebody gave.
+    PerhapsRequired,
+}
+
 /// A kernel in the file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KernelFiles {
@@ -54,6 +63,8 @@ pub(crate) struct KernelFiles {
     pub(crate) release: String,
     /// The package's version; the release again where there was no package.
     pub(crate) version: String,
+    /// What is known about a kernel that insists on signed modules.
+    pub(crate) signatures: Signatures,
 }
 
 /// Finds or fetches the kernel that `options` ask for.
@@ -181,6 +192,7 @@ fn given(kernel: &Path, modules: Option<&Path>) -> Result<KernelSource, GuestIma
         modules: modules.map(Path::to_owned),
         version: release.clone(),
         release,
+        signatures: Signatures::PerhapsRequired,
     };
     Ok(KernelSource::Files { files, key: key.finish() })
 }
@@ -237,7 +249,13 @@ fn find_files(
     if !kernel.is_file() {
         return Err(missing("kernel"));
     }
-    Ok(KernelFiles { kernel, modules: Some(modules), release, version: version.to_owned() })
+    Ok(KernelFiles {
+        kernel,
+        modules: Some(modules),
+        release,
+        version: version.to_owned(),
+        signatures: Signatures::Optional,
+    })
 }
 
 fn only_entry(directory: &Path) -> Option<(String, PathBuf)> {

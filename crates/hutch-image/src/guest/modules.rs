@@ -188,6 +188,26 @@ impl From<ModulesError> for OrderError {
     }
 }
 
+/// Ends a module that has a signature; what is before it tells how long that is (scripts/sign-file.c of the kernel).
+const SIGNATURE_END: &[u8] = b"~Module signature appended~\n";
+const SIGNATURE_INFO: usize = 12;
+
+impl Module {
+    /// Removes the distribution's signature, which costs the guest a hash and an RSA operation at each load.
+    ///
+    /// The package that the module came in was checked as a whole, and a kernel that does not insist on signatures only
+    /// notes that there was none.
+    pub(crate) fn strip_signature(&mut self) {
+        let Some(body) = self.content.strip_suffix(SIGNATURE_END) else { return };
+        let Some((body, info)) = body.split_last_chunk::<SIGNATURE_INFO>() else { return };
+        let [.., a, b, c, d] = *info;
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        if let Some(end) = body.len().checked_sub(length) {
+            self.content.truncate(end);
+        }
+    }
+}
+
 /// Orders `wanted` and everything below it so that each name comes after what it depends on, without what is in `known`.
 ///
 /// `depends` tells the direct dependencies of a name, or `None` when there is no such module.
@@ -310,3 +330,6 @@ fn read_depends(module: &[u8]) -> Option<Vec<String>> {
     let list = std::str::from_utf8(list).ok()?;
     Some(list.split(',').filter(|name| !name.is_empty()).map(normal_name).collect())
 }
+
+#[cfg(test)]
+mod tests;

@@ -79,7 +79,7 @@ fn decompress(payload: &[u8]) -> Result<Vec<u8>, VmlinuxError> {
         }
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => read_bounded(liblzma::read::XzDecoder::new(sized)),
         [0x1f, 0x8b, ..] => read_bounded(flate2::read::GzDecoder::new(payload)),
-        [0x02, 0x21, 0x4c, 0x18, ..] => legacy_lz4(&sized[4..]),
+        [0x02, 0x21, 0x4c, 0x18, ..] => legacy_lz4(sized.get(4..).unwrap_or_default()),
         _ => Err(VmlinuxError::UnknownCompression),
     }
 }
@@ -120,3 +120,6 @@ fn has_pvh_entry(vmlinux: &[u8]) -> bool {
         false
     })
 }
+
+#[cfg(test)]
+mod tests;
