@@ -24,6 +24,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use hutch_wire::workspace::{CODE_EVENT, Event, Hello, OPCODE_HELLO, OPCODE_SEEN, Seen, VERSION};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
@@ -67,10 +68,8 @@ pub fn start(port: OwnedFd, mount_point: &Path) -> Result<WorkspacePump, Workspa
     let (notify, notifications) = channel();
     let (tell, told) = channel();
     let (announce, announced) = channel();
-    let device = Device::mount(mount_point).map_err(|source| WorkspaceError::Mount {
-        mount_point: mount_point.to_owned(),
-        source,
-    })?;
+    let device = Device::mount(mount_point)
+        .map_err(|source| WorkspaceError::Mount { mount_point: mount_point.to_owned(), source })?;
     let pump = WorkspacePump { mount_point: mount_point.to_owned() };
     let device = Arc::new(device);
     let events = events::Watchers::new(mount_point, Arc::clone(&device), Arc::clone(&requests));
@@ -78,10 +77,12 @@ pub fn start(port: OwnedFd, mount_point: &Path) -> Result<WorkspacePump, Workspa
         announce.send(rustix::thread::gettid()).ok();
         events.run(&told);
     })?;
-    let event_thread = announced.recv().map_err(|_| WorkspaceError::Thread(io::ErrorKind::Other.into()))?;
+    let event_thread =
+        announced.recv().map_err(|_| WorkspaceError::Thread(io::ErrorKind::Other.into()))?;
     // Before the kernel's first request, which waits in the device.
     let hello = Hello { version: VERSION, event_thread: event_thread.as_raw_pid().unsigned_abs() };
-    let hello = hello.encode().map_err(|_| WorkspaceError::Port(io::ErrorKind::InvalidData.into()))?;
+    let hello =
+        hello.encode().map_err(|_| WorkspaceError::Port(io::ErrorKind::InvalidData.into()))?;
     requests.send_own(OPCODE_HELLO, &hello).map_err(WorkspaceError::Port)?;
     {
         let (device, requests) = (Arc::clone(&device), Arc::clone(&requests));
@@ -102,7 +103,8 @@ pub fn start(port: OwnedFd, mount_point: &Path) -> Result<WorkspacePump, Workspa
         })?;
     }
     // The first look waits until the worker has answered the kernel's first request.
-    let root = rustix::fs::stat(mount_point).map_err(|error| WorkspaceError::Worker(error.into()))?;
+    let root =
+        rustix::fs::stat(mount_point).map_err(|error| WorkspaceError::Worker(error.into()))?;
     device::read_ahead(root.st_dev);
     Ok(pump)
 }
@@ -113,9 +115,15 @@ impl WorkspacePump {
         &self.mount_point
     }
 
-    /// Unmounts; what is still open goes on until it is closed. The threads end with the mount and the port.
+    /// Writes back what is still in memory, then unmounts, also while files are open: who uses them gets errors. The
+    /// threads end with the mount and the port.
     pub fn stop(self) -> io::Result<()> {
-        Ok(unmount(&self.mount_point, UnmountFlags::DETACH)?)
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        if let Ok(root) = rustix::fs::open(&self.mount_point, flags, Mode::empty()) {
+            rustix::fs::syncfs(root).ok();
+        }
+        // Forced, because a request without an answer would otherwise never end once the mount has no name.
+        Ok(unmount(&self.mount_point, UnmountFlags::FORCE | UnmountFlags::DETACH)?)
     }
 }
 

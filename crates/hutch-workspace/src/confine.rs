@@ -59,10 +59,8 @@ pub fn confine(prepared: &Prepared) -> Result<JailReport, ConfineError> {
 
 /// The user whom all workspaces belong to, unless that is root.
 fn common_owner(prepared: &Prepared) -> Option<Identity> {
-    let mut owners = prepared
-        .opened
-        .iter()
-        .map(|opened| (opened.status.stx_uid, opened.status.stx_gid));
+    let mut owners =
+        prepared.opened.iter().map(|opened| (opened.status.stx_uid, opened.status.stx_gid));
     let (uid, gid) = owners.next()?;
     let same = owners.all(|(other, _)| other == uid);
     (same && uid != 0).then_some(Identity { uid, gid })

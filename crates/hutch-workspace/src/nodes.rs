@@ -97,7 +97,13 @@ pub(crate) struct OwnChanges {
 }
 
 impl Node {
-    fn new(id: u64, space: usize, key: Option<Key>, kind: FileType, handle: Option<Handle>) -> Self {
+    fn new(
+        id: u64,
+        space: usize,
+        key: Option<Key>,
+        kind: FileType,
+        handle: Option<Handle>,
+    ) -> Self {
         Self {
             id,
             space,
@@ -176,7 +182,11 @@ impl Nodes {
     /// `descriptors_max` bounds the files held open at once.
     pub(crate) fn new(descriptors_max: usize) -> Self {
         Self {
-            table: Mutex::new(Table { nodes: HashMap::new(), keys: HashMap::new(), next: ROOT + 1 }),
+            table: Mutex::new(Table {
+                nodes: HashMap::new(),
+                keys: HashMap::new(),
+                next: ROOT + 1,
+            }),
             descriptors: Descriptors::new(descriptors_max),
         }
     }

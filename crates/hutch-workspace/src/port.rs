@@ -27,7 +27,7 @@ pub enum ReceiveError {
 
 /// The receiving side; owned by one thread at a time.
 #[derive(Debug)]
-pub struct Receiver {
+pub(crate) struct Receiver {
     stream: UnixStream,
     buffer: Box<[u8]>,
     start: usize,
@@ -36,12 +36,12 @@ pub struct Receiver {
 
 impl Receiver {
     /// Receives from this stream.
-    pub fn new(stream: UnixStream) -> Self {
+    pub(crate) fn new(stream: UnixStream) -> Self {
         Self { stream, buffer: vec![0; BUFFER].into_boxed_slice(), start: 0, end: 0 }
     }
 
     /// Reads the next message's body into `body`; none at the end of the stream, also in the middle of a message.
-    pub fn receive(&mut self, body: &mut Vec<u8>) -> Result<Option<Header>, ReceiveError> {
+    pub(crate) fn receive(&mut self, body: &mut Vec<u8>) -> Result<Option<Header>, ReceiveError> {
         let mut header = [0; HEADER_LEN];
         if !self.fill(&mut header)? {
             return Ok(None);
@@ -84,23 +84,23 @@ impl Receiver {
 
 /// The sending side; whole messages never mix.
 #[derive(Debug)]
-pub struct Sender {
+pub(crate) struct Sender {
     stream: Mutex<UnixStream>,
 }
 
 impl Sender {
     /// Sends to this stream.
-    pub fn new(stream: UnixStream) -> Self {
+    pub(crate) fn new(stream: UnixStream) -> Self {
         Self { stream: Mutex::new(stream) }
     }
 
     /// Sends one message; blocks while the guest does not read, which is how a slow guest slows only itself.
-    pub fn send(&self, message: &[u8]) -> io::Result<()> {
+    pub(crate) fn send(&self, message: &[u8]) -> io::Result<()> {
         locked(&self.stream).write_all(message)
     }
 
     /// Ends both directions, so that every thread that reads or writes comes to its end.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         // Not through the lock: its holder may be the thread that is stuck. A closed stream stays closed.
         if let Ok(stream) = self.stream.try_lock() {
             stream.shutdown(std::net::Shutdown::Both).ok();

@@ -102,8 +102,9 @@ impl Prepared {
     }
 
     fn server(self, sender: Arc<Sender>) -> Result<Server, ServeError> {
-        let setup =
-            |what| move |source: rustix::io::Errno| ServeError::Setup { what, source: source.into() };
+        let setup = |what| {
+            move |source: rustix::io::Errno| ServeError::Setup { what, source: source.into() }
+        };
         let nodes = Nodes::new(descriptors_for_nodes());
         let (mut spaces, mut roots) = (Vec::new(), Vec::new());
         let groups: HashSet<u32> = rustix::process::getgroups()
@@ -155,11 +156,7 @@ impl Prepared {
 }
 
 /// One thread's life: take the turn, read a message, give the turn away, answer.
-fn work(
-    server: &Server,
-    receiver: &Mutex<Receiver>,
-    sender: &Sender,
-) -> Result<(), ReceiveError> {
+fn work(server: &Server, receiver: &Mutex<Receiver>, sender: &Sender) -> Result<(), ReceiveError> {
     let mut body = Vec::new();
     let mut reply = Reply::new();
     loop {

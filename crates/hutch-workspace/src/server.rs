@@ -26,7 +26,9 @@ use rustix::io::Errno;
 
 use self::directory::Streams;
 pub(crate) use self::echo::{Echo, Expected};
-use crate::abi::{DATA_MAX, Header, Init, MAJOR, MINOR, Malformed, NameError, Reply, Request, init_flag};
+use crate::abi::{
+    DATA_MAX, Header, Init, MAJOR, MINOR, Malformed, NameError, Reply, Request, init_flag,
+};
 use crate::host::{Handle, ProcFd};
 use crate::nodes::{Node, Nodes};
 use crate::notify::Notifier;
@@ -269,9 +271,9 @@ impl Server {
 fn errno_of(error: Malformed) -> Errno {
     match error {
         Malformed::Name(NameError::TooLong) => Errno::NAMETOOLONG,
-        Malformed::Name(NameError::NotOneComponent) | Malformed::Body | Malformed::Length { .. } => {
-            Errno::INVAL
-        }
+        Malformed::Name(NameError::NotOneComponent)
+        | Malformed::Body
+        | Malformed::Length { .. } => Errno::INVAL,
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Mode, OFlags, Statx, openat};
+use rustix::fs::{Mode, OFlags, Statx};
 use rustix::io::Errno;
 
 use crate::abi::Name;
@@ -22,7 +22,14 @@ use crate::spec::WorkspaceSpec;
 
 /// File systems whose other users' changes this machine's kernel does not see (`linux/magic.h`).
 const REMOTE: [u64; 9] = [
-    0x6969, 0x517B, 0xFE53_4D42, 0xFF53_4D42, 0x6573_5546, 0x0102_1997, 0x5346_414F, 0x00C3_6400,
+    0x6969,
+    0x517B,
+    0xFE53_4D42,
+    0xFF53_4D42,
+    0x6573_5546,
+    0x0102_1997,
+    0x5346_414F,
+    0x00C3_6400,
     0x7461_636F,
 ];
 
@@ -114,9 +121,8 @@ impl Space {
         create_as: Option<(u32, u32)>,
     ) -> Result<Self, Errno> {
         let own = &opened[index];
-        let inside = |other: &&Opened| {
-            other.read_only && !own.read_only && is_below(&other.path, &own.path)
-        };
+        let inside =
+            |other: &&Opened| other.read_only && !own.read_only && is_below(&other.path, &own.path);
         let mut protected = Vec::new();
         for other in opened.iter().filter(inside) {
             if let Some((parent, name)) = &other.parent {
@@ -180,14 +186,12 @@ impl Space {
         }
         let path = to_path(proc.path(directory)?).join(OsStr::from_bytes(name.bytes()));
         // Below a protected place, the place itself, or a parent of it that would take it along.
-        self.refuse_if(proc, |protected| path.starts_with(protected) || protected.starts_with(&path))
+        self.refuse_if(proc, |protected| {
+            path.starts_with(protected) || protected.starts_with(&path)
+        })
     }
 
-    fn refuse_if(
-        &self,
-        proc: &ProcFd,
-        touches: impl Fn(&Path) -> bool,
-    ) -> Result<(), Errno> {
+    fn refuse_if(&self, proc: &ProcFd, touches: impl Fn(&Path) -> bool) -> Result<(), Errno> {
         for protected in &self.protected {
             if protected.paths(proc)?.iter().any(|path| touches(path)) {
                 return Err(Errno::ROFS);

@@ -152,10 +152,8 @@ impl Watcher {
         let mut buffer = vec![MaybeUninit::uninit(); BUFFER];
         let minute = Timespec { tv_sec: 60, tv_nsec: 0 };
         loop {
-            let mut wanted = [
-                PollFd::new(&self.inotify, PollFlags::IN),
-                PollFd::new(&self.stop, PollFlags::IN),
-            ];
+            let mut wanted =
+                [PollFd::new(&self.inotify, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
             match poll(&mut wanted, Some(&minute)) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => return,
@@ -213,8 +211,9 @@ impl Watcher {
         for rename in renames {
             if server.settle_rename(&rename)? {
                 let (node, name) = &rename.to;
-                let explained =
-                    changes.iter_mut().filter(|one| one.node == *node && one.name.as_ref() == Some(name));
+                let explained = changes
+                    .iter_mut()
+                    .filter(|one| one.node == *node && one.name.as_ref() == Some(name));
                 explained.for_each(Change::explain_name);
             }
         }

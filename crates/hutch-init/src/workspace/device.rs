@@ -75,6 +75,8 @@ pub(super) fn read_ahead(device: u64) {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
     let file = fs::File::options().write(true).open(path);
-    file.and_then(|mut file| io::Write::write_all(&mut file, READ_AHEAD_KIB.to_string().as_bytes()))
-        .ok();
+    file.and_then(|mut file| {
+        io::Write::write_all(&mut file, READ_AHEAD_KIB.to_string().as_bytes())
+    })
+    .ok();
 }

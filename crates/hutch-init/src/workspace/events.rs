@@ -126,8 +126,7 @@ impl Watchers {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, &self.mount_point, flags, Mode::empty())?;
         let path = CString::new(entry.directory.to_vec())?;
-        let stay =
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        let stay = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
         let directory = rustix::fs::openat2(root, &*path, flags, Mode::empty(), stay)?;
         Ok((directory, CString::new(entry.name.to_vec())?))
     }

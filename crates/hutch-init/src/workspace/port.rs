@@ -135,7 +135,8 @@ mod tests {
     use super::*;
 
     fn message(len: u32, code: i32, unique: u64, body: usize) -> Vec<u8> {
-        let mut bytes = [&len.to_le_bytes()[..], &code.to_le_bytes(), &unique.to_le_bytes()].concat();
+        let mut bytes =
+            [&len.to_le_bytes()[..], &code.to_le_bytes(), &unique.to_le_bytes()].concat();
         bytes.resize(REPLY_HEADER_LEN + body, 5);
         bytes
     }

@@ -154,39 +154,97 @@ pub enum Request<'a> {
     Init(Init),
     Destroy,
     Interrupt,
-    Lookup { name: Name<'a> },
-    Forget { count: u64 },
-    BatchForget { nodes: Vec<(u64, u64)> },
+    Lookup {
+        name: Name<'a>,
+    },
+    Forget {
+        count: u64,
+    },
+    BatchForget {
+        nodes: Vec<(u64, u64)>,
+    },
     GetAttributes,
     SetAttributes(Changes),
     ReadLink,
-    Symlink { name: Name<'a>, target: &'a CStr },
-    MakeNode { name: Name<'a>, mode: u32 },
-    MakeDirectory { name: Name<'a>, mode: u32 },
-    Unlink { name: Name<'a> },
-    RemoveDirectory { name: Name<'a> },
-    Rename { name: Name<'a>, to: u64, new_name: Name<'a>, flags: u32 },
-    Link { node: u64, name: Name<'a> },
+    Symlink {
+        name: Name<'a>,
+        target: &'a CStr,
+    },
+    MakeNode {
+        name: Name<'a>,
+        mode: u32,
+    },
+    MakeDirectory {
+        name: Name<'a>,
+        mode: u32,
+    },
+    Unlink {
+        name: Name<'a>,
+    },
+    RemoveDirectory {
+        name: Name<'a>,
+    },
+    Rename {
+        name: Name<'a>,
+        to: u64,
+        new_name: Name<'a>,
+        flags: u32,
+    },
+    Link {
+        node: u64,
+        name: Name<'a>,
+    },
     Read(Read),
     Write(Write<'a>),
     StatFs,
-    Release { handle: u64 },
-    Fsync { data_only: bool },
-    FsyncDirectory { data_only: bool },
-    SetXattr { name: &'a CStr, value: &'a [u8], flags: u32 },
-    GetXattr { name: &'a CStr, size: u32 },
-    ListXattr { size: u32 },
-    RemoveXattr { name: &'a CStr },
+    Release {
+        handle: u64,
+    },
+    Fsync {
+        data_only: bool,
+    },
+    FsyncDirectory {
+        data_only: bool,
+    },
+    SetXattr {
+        name: &'a CStr,
+        value: &'a [u8],
+        flags: u32,
+    },
+    GetXattr {
+        name: &'a CStr,
+        size: u32,
+    },
+    ListXattr {
+        size: u32,
+    },
+    RemoveXattr {
+        name: &'a CStr,
+    },
     ReadDirectory(Read),
     ReadDirectoryPlus(Read),
-    Create { name: Name<'a>, create: Create },
+    Create {
+        name: Name<'a>,
+        create: Create,
+    },
     TemporaryFile(Create),
     Fallocate(Fallocate),
-    Seek { offset: u64, whence: u32 },
-    CopyRange { from: u64, to_node: u64, to: u64, length: u64 },
+    Seek {
+        offset: u64,
+        whence: u32,
+    },
+    CopyRange {
+        from: u64,
+        to_node: u64,
+        to: u64,
+        length: u64,
+    },
     SyncFs,
     /// A message of our own protocol beside FUSE ([`hutch_wire::workspace`]).
-    Own { opcode: u32, body: &'a [u8] },
+    Own {
+        opcode: u32,
+        body: &'a [u8],
+    },
     /// An operation that we leave to the kernel's default, or do not know.
     Other,
 }

@@ -65,7 +65,9 @@ impl Server {
             // A set-id file of the host would act for the owner shown, who is another one.
             mode &= !SET_ID;
         }
-        if space.has_records() && let Some(record) = Record::read(handle) {
+        if space.has_records()
+            && let Some(record) = Record::read(handle)
+        {
             (uid, gid) = (record.uid, record.gid);
             if regular {
                 mode |= record.bits;
@@ -162,7 +164,11 @@ impl Server {
             Some(bits) => bits,
             // chown(2), write(2): set-user-id goes, set-group-id only where it means that.
             None if owner_changes || changes.kill_set_id => {
-                if group_runs { 0 } else { before.bits & 0o2000 }
+                if group_runs {
+                    0
+                } else {
+                    before.bits & 0o2000
+                }
             }
             None => before.bits,
         };
@@ -261,12 +267,12 @@ impl Server {
 
 /// The number shown: the host's, with other devices in bits that inode numbers rarely reach, so that equal numbers mean
 /// hard links also across the host's file systems.
-pub(super) fn shown_inode(status: &Statx) -> u64 {
+fn shown_inode(status: &Statx) -> u64 {
     mixed_inode(rustix::fs::makedev(status.stx_dev_major, status.stx_dev_minor), status.stx_ino)
 }
 
 /// The same from its parts.
-fn mixed_inode(device: u64, inode: u64) -> u64 {
+pub(super) fn mixed_inode(device: u64, inode: u64) -> u64 {
     inode ^ device.wrapping_mul(0x9E37_79B9_7F4A_7C15) << 48
 }
 

@@ -85,7 +85,7 @@ impl Server {
     /// `sync` in the guest: what it wrote is on the host's disk afterwards.
     pub(super) fn sync_fs(&self) -> Result<(), Errno> {
         for space in self.spaces.iter().filter(|space| !space.read_only) {
-            let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&*space.root)?.st_mode);
+            let kind = FileType::from_raw_mode(rustix::fs::fstat(&*space.root)?.st_mode);
             let flags = match kind {
                 FileType::Directory => READ_DIRECTORY,
                 FileType::RegularFile => OFlags::RDONLY,
@@ -99,9 +99,8 @@ impl Server {
     pub(super) fn fallocate(&self, id: u64, range: Fallocate) -> Result<(), Errno> {
         let (node, handle) = self.held_file(id)?;
         self.space(&node)?.may_change(&self.proc, &handle)?;
-        let allowed = FallocateFlags::KEEP_SIZE
-            | FallocateFlags::PUNCH_HOLE
-            | FallocateFlags::ZERO_RANGE;
+        let allowed =
+            FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE;
         let mode = FallocateFlags::from_bits(range.mode).ok_or(Errno::OPNOTSUPP)?;
         if !allowed.contains(mode) {
             return Err(Errno::OPNOTSUPP);
@@ -163,9 +162,7 @@ impl Server {
             self.held(id)?.1
         };
         let found = rustix::fs::fstatvfs(&*handle)?;
-        for field in
-            [found.f_blocks, found.f_bfree, found.f_bavail, found.f_files, found.f_ffree]
-        {
+        for field in [found.f_blocks, found.f_bfree, found.f_bavail, found.f_files, found.f_ffree] {
             reply.put_u64(field);
         }
         for field in [found.f_bsize, found.f_namemax, found.f_frsize] {

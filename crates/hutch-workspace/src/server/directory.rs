@@ -10,13 +10,13 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::{FileType, RawDir, SeekFrom};
+use rustix::fs::{RawDir, SeekFrom};
 use rustix::io::Errno;
 
 use super::Server;
-use super::attributes::shown_inode;
+use super::attributes::mixed_inode;
 use crate::abi::{Attributes, DATA_MAX, Entry, Name, ROOT, Read, Reply, Valid};
-use crate::host::{Handle, READ_DIRECTORY, hold, status};
+use crate::host::{Handle, READ_DIRECTORY, hold};
 use crate::locked::locked;
 use crate::nodes::Node;
 
@@ -147,22 +147,21 @@ impl Listing<'_> {
                 Found::Gone => continue,
                 Found::Untold => {
                     let kind = entry.file_type().as_raw_mode() >> 12;
-                    (untold(), entry.ino(), kind)
+                    (untold(), mixed_inode(self.device(), entry.ino()), kind)
                 }
-                Found::Told(entry) => {
-                    (entry, entry.attributes.inode, entry.attributes.mode >> 12)
-                }
+                Found::Told(entry) => (entry, entry.attributes.inode, entry.attributes.mode >> 12),
             };
             reply.put_dirent(self.plus.then_some(&told), inode, offset, kind, name.to_bytes());
         }
         Ok(if reply.is_empty() { None } else { Some(offset) })
     }
 
-    fn enter(
-        &self,
-        names: &mut crate::nodes::Names,
-        name: &CStr,
-    ) -> Result<Found, Errno> {
+    /// The file system that entries are on, unless something is mounted on them.
+    fn device(&self) -> u64 {
+        self.directory.key.map_or(0, |key| key.device)
+    }
+
+    fn enter(&self, names: &mut crate::nodes::Names, name: &CStr) -> Result<Found, Errno> {
         // `.` and `..` are no names: told, but not looked up.
         let Ok(name) = Name::parse(name) else { return Ok(Found::Untold) };
         let held = match hold(&**self.handle, name) {

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::Server;
 use crate::abi::{Create, Name, ROOT, Reply};
-use crate::host::{Handle, hold, status, time};
+use crate::host::{Handle, hold, status};
 use crate::locked::locked;
 use crate::nodes::{Belief, Names, Node};
 
@@ -126,8 +126,7 @@ impl Server {
         let watched = self.watch(&directory, &handle);
         let mut names = directory.names();
         self.space(&directory)?.may_change_entry(&self.proc, &handle, name)?;
-        let mode =
-            Mode::from_raw_mode(self.storable_mode(FileType::RegularFile, create.mode));
+        let mode = Mode::from_raw_mode(self.storable_mode(FileType::RegularFile, create.mode));
         // Always exclusive: what the host put there meanwhile may be a FIFO or a link.
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
@@ -182,8 +181,7 @@ impl Server {
         }
         let (directory, handle) = self.held_directory(directory)?;
         self.space(&directory)?.may_change(&self.proc, &handle)?;
-        let mode =
-            Mode::from_raw_mode(self.storable_mode(FileType::RegularFile, create.mode));
+        let mode = Mode::from_raw_mode(self.storable_mode(FileType::RegularFile, create.mode));
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC | OFlags::NOCTTY;
         let exclusive = OFlags::from_bits_retain(create.flags) & OFlags::EXCL;
         let file = rustix::fs::openat(&*handle, c".", flags | exclusive, mode)?;
@@ -413,11 +411,6 @@ impl Server {
         let target = rustix::fs::readlinkat(&*handle, c"", Vec::with_capacity(256))?;
         reply.put(target.to_bytes());
         Ok(())
-    }
-
-    /// The guest's view of this file is complete as of now.
-    pub(crate) fn now_known(&self, node: &Node, handle: &OwnedFd) {
-        locked(&node.own).known = status(handle).ok().map(|found| time(found.stx_ctime));
     }
 }
 

@@ -135,8 +135,8 @@ impl Server {
 
     /// For how long the guest may believe a node's attributes.
     pub(super) fn validity(&self, node: &Node, place_watched: bool, status: &Statx) -> u64 {
-        let own = !needs_own_watch(node, status)
-            || matches!(*locked(&node.watch), Watch::Placed(_));
+        let own =
+            !needs_own_watch(node, status) || matches!(*locked(&node.watch), Watch::Placed(_));
         if place_watched && own { VALID } else { 0 }
     }
 

@@ -143,8 +143,7 @@ mod tests {
         batch.add(3, Some(c"new"), ReadFlags::MOVED_TO, 7);
         batch.add(3, Some(c"from elsewhere"), ReadFlags::MOVED_TO, 8);
         let batch = batch.paired();
-        let rename =
-            Rename { from: (2, c"old".into()), to: (3, c"new".into()), directory: false };
+        let rename = Rename { from: (2, c"old".into()), to: (3, c"new".into()), directory: false };
         assert_eq!(batch.renames, [rename]);
         assert_eq!(batch.changes.len(), 3);
         assert!(batch.changes[2].created);

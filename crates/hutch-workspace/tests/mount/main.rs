@@ -1,0 +1,5 @@
+//! The workspace as programs in the guest see it, on a real mount of this machine's kernel.
+
+mod changes;
+mod harness;
+mod semantics;
