@@ -277,7 +277,7 @@ impl<'a> Apt<'a> {
             .filter_map(Result::ok)
             .map(|entry| entry.path());
         let mut files = entries.filter(|path| path.extension().is_some_and(|end| end == "deb"));
-        files.next().ok_or_else(|| AptError::NoPackage { package: exact })
+        files.next().ok_or(AptError::NoPackage { package: exact })
     }
 }
 

@@ -136,7 +136,7 @@ struct Manifest {
     name: String,
     /// Key of the recipe, or digest of the file that it was made from.
     source: String,
-    /// Seconds since the epoch: of several images of one source, the newest is used.
+    /// Nanoseconds since the epoch: of several images of one source, the newest is used.
     made: u64,
     environment: BTreeMap<String, String>,
     user: Option<String>,
@@ -159,7 +159,7 @@ pub fn template(
     let (source, key) = resolve(&options.name)?;
     let cache = Cache::new(options.images.join("templates"));
     let is_recipe = matches!(source, Source::Recipe(_));
-    let asked = SystemTime::now();
+    let asked = now();
     if !(is_recipe && options.pull == PullTemplate::Always)
         && let Some(found) = newest(&cache, &key, &options.name, None)
     {
@@ -188,7 +188,7 @@ pub fn template(
         Key::default().part("source", &key).part("made", manifest.made.to_le_bytes()).finish();
     draft.publish_as(&digest, &manifest)?;
     tracing::info!(%digest, name = options.name, "template made");
-    load(&cache, &digest, &options.name).ok_or_else(|| TemplateError::Gone { digest })
+    load(&cache, &digest, &options.name).ok_or(TemplateError::Gone { digest })
 }
 
 /// Returns the very image that a sandbox was made with.
@@ -233,7 +233,7 @@ fn fill(
         format_version: FORMAT_VERSION,
         name: name.clone(),
         source: key.to_owned(),
-        made: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        made: now(),
         environment: BTreeMap::new(),
         user: None,
     };
@@ -273,13 +273,7 @@ fn clear(draft: &Path) -> Result<(), CacheError> {
 }
 
 /// The newest image of a source, made at `not_before` or later.
-fn newest(
-    cache: &Cache,
-    source: &str,
-    name: &str,
-    not_before: Option<SystemTime>,
-) -> Option<Template> {
-    let not_before = not_before.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+fn newest(cache: &Cache, source: &str, name: &str, not_before: Option<u64>) -> Option<Template> {
     let (path, _) = cache
         .all::<Manifest>()
         .into_iter()
@@ -287,11 +281,16 @@ fn newest(
             manifest.source == source
                 && manifest.format_version == FORMAT_VERSION
                 && path.join(IMAGE).is_file()
-                // A second is the grain of what is written down.
-                && not_before.is_none_or(|time| manifest.made > time.as_secs())
+                && not_before.is_none_or(|time| manifest.made >= time)
         })
         .max_by_key(|(_, manifest)| manifest.made)?;
     load(cache, path.file_name()?.to_str()?, name)
+}
+
+/// Nanoseconds since the epoch, enough for five centuries.
+fn now() -> u64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn load(cache: &Cache, digest: &str, name: &str) -> Option<Template> {

@@ -90,10 +90,11 @@ pub(crate) fn resolve(
         return Ok(found);
     }
     fetch(options, mirror, &locked, progress)?;
-    newest(kernels).ok_or(GuestImageError::PackageContent {
-        package: META_PACKAGE.to_owned(),
-        missing: "kernel after it was fetched",
-    })
+    newest(kernels).ok_or_else(|| no_content("kernel after it was fetched"))
+}
+
+fn no_content(missing: &'static str) -> GuestImageError {
+    GuestImageError::PackageContent { package: META_PACKAGE.to_owned(), missing }
 }
 
 /// The kept package that was fetched last.
@@ -135,10 +136,8 @@ fn fetch(
         .update(&mut |percent| progress.advance(apt::share(100, percent), Some(100), "percent"))
         .map_err(failed)?;
     let meta = client.show(META_PACKAGE).map_err(failed)?;
-    let name = meta.dependency("linux-image-").ok_or(GuestImageError::PackageContent {
-        package: META_PACKAGE.to_owned(),
-        missing: "dependency on a kernel",
-    })?;
+    let name =
+        meta.dependency("linux-image-").ok_or_else(|| no_content("dependency on a kernel"))?;
     let package = client.show(name).map_err(failed)?;
     progress.step("fetching the guest's kernel");
     let deb = client

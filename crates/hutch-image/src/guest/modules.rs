@@ -208,13 +208,14 @@ impl Module {
     }
 }
 
+/// Tells the direct dependencies of a module, or `None` when there is no such module.
+type Depends<'a> = dyn FnMut(&str) -> Result<Option<Vec<String>>, OrderError> + 'a;
+
 /// Orders `wanted` and everything below it so that each name comes after what it depends on, without what is in `known`.
-///
-/// `depends` tells the direct dependencies of a name, or `None` when there is no such module.
 fn load_order(
     wanted: &[String],
     known: &BTreeSet<String>,
-    depends: &mut dyn FnMut(&str) -> Result<Option<Vec<String>>, OrderError>,
+    depends: &mut Depends<'_>,
 ) -> Result<Vec<String>, OrderError> {
     enum Visit {
         Enter { name: String, needed_by: String },

@@ -66,9 +66,8 @@ impl Namespace {
         }
         for program in ["newuidmap", "newgidmap"] {
             // Without arguments it only tells how it is used, and fails.
-            match tools.tool(program, "uidmap").output() {
-                Err(error @ ToolError::Missing { .. }) => return Err(error.into()),
-                _ => {}
+            if let Err(error @ ToolError::Missing { .. }) = tools.tool(program, "uidmap").output() {
+                return Err(error.into());
             }
         }
         tools.tool("unshare", "util-linux").args(Self::UNSHARE).args(["--", "true"]).output()?;

@@ -1,0 +1,6 @@
+//! The whole way to a guest image and to a template, with tools that only play the distribution's.
+
+mod elf;
+mod guest;
+mod template;
+mod world;
