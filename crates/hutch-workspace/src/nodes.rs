@@ -60,8 +60,41 @@ pub(crate) enum Watch {
 #[derive(Debug)]
 pub(crate) struct Names {
     pub(crate) believed: HashMap<Box<CStr>, Belief>,
-    /// Names that requests of the guest removed and whose event has not come back yet.
-    pub(crate) own_removed: Vec<Box<CStr>>,
+    /// Names that the guest itself made and removed and whose events have not come back yet.
+    own: Vec<(Mark, Box<CStr>)>,
+}
+
+/// What the guest did to a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// It got something new.
+    Made,
+    /// It went.
+    Removed,
+}
+
+/// Marks of one directory at once; more than that many events are never behind.
+const MARKS_MAX: usize = 4096;
+
+impl Names {
+    /// Leaves a mark before the guest's change is made.
+    pub(crate) fn mark(&mut self, mark: Mark, name: Name<'_>) {
+        if self.own.len() >= MARKS_MAX {
+            self.own.clear();
+        }
+        self.own.push((mark, name.as_c_str().into()));
+    }
+
+    /// Takes a mark away again: the change was not made, or its event is here.
+    pub(crate) fn unmark(&mut self, mark: Mark, name: &CStr) -> bool {
+        let at = self.own.iter().position(|(what, of)| *what == mark && **of == *name);
+        at.map(|at| self.own.remove(at)).is_some()
+    }
+
+    /// Takes away all marks.
+    pub(crate) fn unmark_all(&mut self) {
+        self.own.clear();
+    }
 }
 
 /// One file.
@@ -114,7 +147,7 @@ impl Node {
             handle: Mutex::new(handle),
             used: AtomicBool::new(true),
             places: Mutex::new(Vec::new()),
-            names: Mutex::new(Names { believed: HashMap::new(), own_removed: Vec::new() }),
+            names: Mutex::new(Names { believed: HashMap::new(), own: Vec::new() }),
             watch: Mutex::new(Watch::None),
             own: Mutex::new(OwnChanges::default()),
         }
@@ -200,6 +233,7 @@ impl Nodes {
         let kind = FileType::from_raw_mode(status.stx_mode.into());
         let mut node = Node::new(id, space, Some(key), kind, Some(handle));
         node.permanent = true;
+        locked(&node.own).known = Some(crate::host::time(status.stx_ctime));
         let node = Arc::new(node);
         table.nodes.insert(id, Arc::clone(&node));
         table.keys.insert((space, key), id);

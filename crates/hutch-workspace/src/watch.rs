@@ -6,10 +6,11 @@
 //!                                                     └ same: the guest did it itself, or knows it already
 //! ```
 //!
-//! A change that the guest makes comes back as an event too. It is told from the host's changes by comparing, not by
-//! matching events: names with [`Belief`], content with the change time that the guest's view was last complete at
-//! ([`crate::nodes::OwnChanges`]). The directory's names are locked while a request of the guest changes them, so that
-//! the comparison never sees half of it.
+//! A change that the guest makes comes back as an event too. Whether its caches are out of date is found by comparing:
+//! names with [`Belief`], content and listings with the change time that the guest's view was last complete at
+//! ([`crate::nodes::OwnChanges`]). Whether its watchers have heard of a name is found in the marks that its own requests
+//! leave ([`crate::nodes::Names`]). The directory's names are locked while a request changes them, so that nothing here
+//! sees half of it; nothing is sent under that lock, because the guest's answers may need it.
 //!
 //! What cannot be watched (too many watches, a directory that may not be read, a remote file system) the guest may not
 //! believe for any time. A file with several names is watched itself, since its directory tells only of changes through
@@ -30,7 +31,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 
-use self::fold::{Batch, Change};
+use self::fold::Batch;
 use crate::host::proc_path;
 use crate::locked::locked;
 use crate::nodes::{Belief, Node, Watch};
@@ -207,18 +208,14 @@ impl Watcher {
             tracing::warn!("too many changes at once: the guest's whole view is out of date");
             return server.everything_changed();
         }
-        let Batch { mut changes, renames, .. } = batch.paired();
-        for rename in renames {
+        let mut batch = batch.paired();
+        for rename in std::mem::take(&mut batch.renames) {
             if server.settle_rename(&rename)? {
-                let (node, name) = &rename.to;
-                let explained = changes
-                    .iter_mut()
-                    .filter(|one| one.node == *node && one.name.as_ref() == Some(name));
-                explained.for_each(Change::explain_name);
+                batch.explain(&rename);
             }
         }
-        for change in changes {
-            server.settle(&change)?;
+        for change in &batch.changes {
+            server.settle(change)?;
         }
         Ok(())
     }

@@ -12,10 +12,8 @@ use super::Server;
 use crate::abi::{Create, Name, ROOT, Reply};
 use crate::host::{Handle, hold, status};
 use crate::locked::locked;
-use crate::nodes::{Belief, Names, Node};
+use crate::nodes::{Belief, Mark, Names, Node, Watch};
 
-/// Names removed by the guest whose events are awaited, in one directory.
-const OWN_REMOVED_MAX: usize = 1024;
 /// Files held open for writing because their mode forbids to open them again.
 const CREATORS_MAX: usize = 256;
 /// The handle of such a file.
@@ -86,11 +84,12 @@ impl Server {
         if event {
             self.echo.done(directory.id, name);
         } else {
-            let space = self.space(&directory)?;
-            space.may_change_entry(&self.proc, &handle, name)?;
-            self.own_change(&directory, &handle, || {
-                act(&handle)?;
-                self.give_to_owner(&directory, &handle, name)
+            self.space(&directory)?.may_change_entry(&self.proc, &handle, name)?;
+            marked(&directory, &mut names, &[(Mark::Made, name)], || {
+                self.own_change(&directory, &handle, || {
+                    act(&handle)?;
+                    self.give_to_owner(&directory, &handle, name)
+                })
             })?;
         }
         let held = hold(&*handle, name)?;
@@ -130,10 +129,12 @@ impl Server {
         // Always exclusive: what the host put there meanwhile may be a FIFO or a link.
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-        let created = self.own_change(&directory, &handle, || {
-            let file = rustix::fs::openat(&*handle, name.as_c_str(), flags, mode)?;
-            self.give_to_owner(&directory, &handle, name)?;
-            Ok(file)
+        let created = marked(&directory, &mut names, &[(Mark::Made, name)], || {
+            self.own_change(&directory, &handle, || {
+                let file = rustix::fs::openat(&*handle, name.as_c_str(), flags, mode)?;
+                self.give_to_owner(&directory, &handle, name)?;
+                Ok(file)
+            })
         });
         match created {
             Ok(file) => {
@@ -146,9 +147,10 @@ impl Server {
             Err(Errno::EXIST) if create.flags & OFlags::EXCL.bits() == 0 => {
                 let held = hold(&*handle, name)?;
                 let (node, entry) = self.enter(&directory, &mut names, name, held, watched)?;
+                drop(names);
                 if node.kind != FileType::RegularFile {
-                    // The kernel looks again and opens what is there by its kind.
-                    self.forget_lookup(&node);
+                    // The lookup of an answer that is not given. The kernel looks again, and opens by kind.
+                    self.forget(node.id, 1);
                     return Err(Errno::STALE);
                 }
                 if create.flags & OFlags::TRUNC.bits() != 0 {
@@ -163,11 +165,6 @@ impl Server {
             }
             Err(error) => Err(error),
         }
-    }
-
-    /// Takes back the lookup of an answer that is not given.
-    fn forget_lookup(&self, node: &Node) {
-        self.nodes.forget(node.id, 1);
     }
 
     pub(super) fn temporary_file(
@@ -252,22 +249,15 @@ impl Server {
         // The guest may have it open: it must stay reachable without its name.
         let target = self.nodes.pin(directory.space, &handle, name);
         let flags = if as_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-        expect_removal(&mut names, name);
-        let removed = self.own_change(&directory, &handle, || {
-            self.own_change_of(target.as_ref(), || {
-                rustix::fs::unlinkat(&*handle, name.as_c_str(), flags)
+        marked(&directory, &mut names, &[(Mark::Removed, name)], || {
+            self.own_change(&directory, &handle, || {
+                self.own_change_of(target.as_ref(), || {
+                    rustix::fs::unlinkat(&*handle, name.as_c_str(), flags)
+                })
             })
-        });
-        match removed {
-            Ok(()) => {
-                self.nodes.disbelieve(&directory, &mut names, name.as_c_str());
-                Ok(())
-            }
-            Err(error) => {
-                names.own_removed.retain(|own| **own != *name.as_c_str());
-                Err(error)
-            }
-        }
+        })?;
+        self.nodes.disbelieve(&directory, &mut names, name.as_c_str());
+        Ok(())
     }
 
     /// [`Server::own_change`] for a node that may be unknown.
@@ -324,9 +314,14 @@ impl Server {
             // A name moved onto another one of the same file stays: rename(2).
             let moves = source.as_ref().map(|node| node.id) != target.as_ref().map(|node| node.id)
                 || source.is_none();
-            if !flags.contains(RenameFlags::EXCHANGE) {
-                expect_removal(&mut first, name);
-            }
+            let marks: &[Mark] = if flags.contains(RenameFlags::EXCHANGE) {
+                &[Mark::Removed, Mark::Made]
+            } else {
+                &[Mark::Removed]
+            };
+            mark_all(&from, &mut first, marks, name);
+            let marks_to: &[Mark] = if marks.len() > 1 { marks } else { &[Mark::Made] };
+            mark_all(&to, second.as_mut().unwrap_or(&mut first), marks_to, new_name);
             let renamed = self.own_change(&from, &from_handle, || {
                 let rename = || {
                     self.own_change_of(source.as_ref(), || {
@@ -337,7 +332,8 @@ impl Server {
                 if same { rename() } else { self.own_change(&to, &to_handle, rename) }
             });
             if renamed.is_err() || !moves {
-                first.own_removed.retain(|own| **own != *name.as_c_str());
+                unmark_all(&mut first, marks, name);
+                unmark_all(second.as_mut().unwrap_or(&mut first), marks_to, new_name);
             }
             renamed?;
             if !moves {
@@ -394,8 +390,10 @@ impl Server {
         space.may_change_entry(&self.proc, &handle, name)?;
         // A second name outside would open what is read-only to changes.
         space.may_change(&self.proc, &file)?;
-        self.own_change(&directory, &handle, || {
-            self.own_change(&node, &file, || self.proc.link(&file, &handle, name))
+        marked(&directory, &mut names, &[(Mark::Made, name)], || {
+            self.own_change(&directory, &handle, || {
+                self.own_change(&node, &file, || self.proc.link(&file, &handle, name))
+            })
         })?;
         let held = hold(&*handle, name)?;
         let (_, entry) = self.enter(&directory, &mut names, name, held, watched)?;
@@ -414,10 +412,33 @@ impl Server {
     }
 }
 
-/// The event of a removal by the guest itself is no news to it.
-fn expect_removal(names: &mut Names, name: Name<'_>) {
-    if names.own_removed.len() >= OWN_REMOVED_MAX {
-        names.own_removed.clear();
+/// Makes a change of the guest with marks for the events that will come of it.
+fn marked<T>(
+    directory: &Node,
+    names: &mut Names,
+    marks: &[(Mark, Name<'_>)],
+    change: impl FnOnce() -> Result<T, Errno>,
+) -> Result<T, Errno> {
+    for &(mark, name) in marks {
+        mark_all(directory, names, &[mark], name);
     }
-    names.own_removed.push(name.as_c_str().into());
+    let result = change();
+    if result.is_err() {
+        marks.iter().for_each(|&(mark, name)| unmark_all(names, &[mark], name));
+    }
+    result
+}
+
+/// Leaves marks where events will come.
+fn mark_all(directory: &Node, names: &mut Names, marks: &[Mark], name: Name<'_>) {
+    if matches!(*locked(&directory.watch), Watch::Placed(_)) {
+        marks.iter().for_each(|&mark| names.mark(mark, name));
+    }
+}
+
+/// Takes them back: no event will come.
+fn unmark_all(names: &mut Names, marks: &[Mark], name: Name<'_>) {
+    for &mark in marks {
+        names.unmark(mark, name.as_c_str());
+    }
 }

@@ -11,8 +11,12 @@ pub(crate) struct Change {
     /// The watched node: the directory, or the node itself where there is no name.
     pub(crate) node: u64,
     pub(crate) name: Option<Box<CStr>>,
-    pub(crate) created: bool,
-    pub(crate) deleted: bool,
+    /// How often something new got the name. The kernel merges only equal events in a row, which these never are.
+    pub(crate) created: usize,
+    /// How often the name went.
+    pub(crate) deleted: usize,
+    /// The name may stand for something else than before.
+    pub(crate) of_name: bool,
     pub(crate) modified: bool,
     pub(crate) closed: bool,
     pub(crate) attributes: bool,
@@ -47,8 +51,9 @@ impl Batch {
             self.changes.push(Change {
                 node,
                 name,
-                created: false,
-                deleted: false,
+                created: 0,
+                deleted: 0,
+                of_name: false,
                 modified: false,
                 closed: false,
                 attributes: false,
@@ -61,18 +66,17 @@ impl Batch {
         let Some(change) = self.changes.get_mut(at) else { return };
         let has = |flag: ReadFlags| events.contains(flag);
         change.directory |= has(ReadFlags::ISDIR);
-        change.created |= has(ReadFlags::CREATE);
-        change.deleted |= has(ReadFlags::DELETE);
+        change.created += usize::from(has(ReadFlags::CREATE) || has(ReadFlags::MOVED_TO));
+        change.deleted += usize::from(has(ReadFlags::DELETE) || has(ReadFlags::MOVED_FROM));
+        change.of_name = change.created + change.deleted > 0;
         change.modified |= has(ReadFlags::MODIFY);
         change.closed |= has(ReadFlags::CLOSE_WRITE);
         change.attributes |= has(ReadFlags::ATTRIB);
         if has(ReadFlags::MOVED_FROM) {
             change.from = Some(cookie);
-            change.deleted = true;
         }
         if has(ReadFlags::MOVED_TO) {
             change.to = Some(cookie);
-            change.created = true;
         }
     }
 
@@ -96,19 +100,21 @@ impl Batch {
         }
         self
     }
+
+    /// Both ends of a rename are told already.
+    pub(crate) fn explain(&mut self, rename: &Rename) {
+        for change in &mut self.changes {
+            let is = |(node, name): &(u64, Box<CStr>)| {
+                change.node == *node && change.name.as_ref() == Some(name)
+            };
+            let (from, to) = (is(&rename.from), is(&rename.to));
+            change.deleted = change.deleted.saturating_sub(usize::from(from));
+            change.created = change.created.saturating_sub(usize::from(to));
+        }
+    }
 }
 
 impl Change {
-    /// Whether the name may stand for something else than before.
-    pub(crate) fn of_name(&self) -> bool {
-        self.created || self.deleted
-    }
-
-    /// What the name stands for is told already.
-    pub(crate) fn explain_name(&mut self) {
-        (self.created, self.deleted) = (false, false);
-    }
-
     /// Whether what it stands for may have changed.
     pub(crate) fn of_content(&self) -> bool {
         self.modified || self.closed || self.attributes
@@ -132,8 +138,8 @@ mod tests {
         assert_eq!(batch.changes.len(), 2);
         assert!(batch.renames.is_empty());
         let first = &batch.changes[0];
-        assert!(first.created && first.modified && first.closed && !first.deleted);
-        assert!(batch.changes[1].deleted && batch.changes[1].directory);
+        assert!(first.created == 1 && first.modified && first.closed && first.deleted == 0);
+        assert!(batch.changes[1].deleted == 1 && batch.changes[1].directory);
     }
 
     #[test]
@@ -142,10 +148,14 @@ mod tests {
         batch.add(2, Some(c"old"), ReadFlags::MOVED_FROM, 7);
         batch.add(3, Some(c"new"), ReadFlags::MOVED_TO, 7);
         batch.add(3, Some(c"from elsewhere"), ReadFlags::MOVED_TO, 8);
-        let batch = batch.paired();
-        let rename = Rename { from: (2, c"old".into()), to: (3, c"new".into()), directory: false };
-        assert_eq!(batch.renames, [rename]);
-        assert_eq!(batch.changes.len(), 3);
-        assert!(batch.changes[2].created);
+        let mut batch = batch.paired();
+        let rename =
+            Rename { from: (2, c"old".into()), to: (3, c"new".into()), directory: false };
+        assert_eq!(batch.renames, [rename.clone()]);
+        batch.explain(&rename);
+        let left: Vec<_> =
+            batch.changes.iter().map(|change| (change.created, change.deleted)).collect();
+        assert_eq!(left, [(0, 0), (0, 0), (1, 0)]);
+        assert!(batch.changes.iter().all(|change| change.of_name));
     }
 }

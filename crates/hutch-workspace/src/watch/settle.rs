@@ -14,7 +14,7 @@ use super::fold::{Change, Rename};
 use crate::abi::Name;
 use crate::host::{Key, hold_raw, status, time};
 use crate::locked::locked;
-use crate::nodes::{Belief, Names, Node};
+use crate::nodes::{Belief, Mark, Names, Node};
 use crate::server::{Expected, Server};
 
 /// Longest path that events are made for.
@@ -40,99 +40,92 @@ impl Server {
     /// Tells what came of a change. An error means that the guest is gone.
     pub(super) fn settle(&self, change: &Change) -> io::Result<()> {
         let Ok(node) = self.nodes.find(change.node) else { return Ok(()) };
-        let Some(name) = &change.name else {
-            return self.settle_itself(&node);
-        };
         let Ok(handle) = self.nodes.handle(&node) else { return Ok(()) };
+        let Some(name) = &change.name else {
+            // A watch of its own: a directory's attributes, a file with several names.
+            return self.drop_if_changed(&node, &handle).map(drop);
+        };
         let mut names = node.names();
         let real = Real::find(&handle, name);
         let belief = names.believed.get(&**name).copied();
         let agreed = self.agreed(belief, real.as_ref());
-        let own_removal = change.deleted && take_own_removal(&mut names, name);
-        let mut events = Vec::new();
-        if change.of_name() && agreed.is_none() {
-            let unknown = matches!(belief, None | Some(Belief::Absent));
-            match &real {
-                // Removed by the guest, or never seen by it.
-                None if unknown && own_removal => return Ok(()),
-                None if unknown => {
-                    self.notifier.inval_inode(node.id)?;
-                    if !change.created {
-                        events.push(self.deleted(&node, name, belief, change.directory));
-                    }
-                }
-                None => {
-                    self.unsettle(&node, &mut names, name)?;
-                    events.push(self.deleted(&node, name, belief, change.directory));
-                }
-                Some(real) => {
-                    self.unsettle(&node, &mut names, name)?;
-                    // Not new if it had only changed before the guest ever saw it.
-                    if change.created {
-                        events.push(self.created(&node, name, real.kind));
-                    }
-                }
-            }
+        let outdated = change.of_name && self.disbelieve_unless(&node, &mut names, name, &real);
+        let mut foreign = |mark, count| (0..count).any(|_| !names.unmark(mark, name));
+        let made = foreign(Mark::Made, change.created);
+        let removed = foreign(Mark::Removed, change.deleted);
+        drop(names);
+        if outdated {
+            self.expire(&node, name)?;
         }
+        if change.of_name {
+            self.drop_if_changed(&node, &handle)?;
+        }
+        let event = match &real {
+            Some(real) if made => self.created(&node, name, real.kind),
+            // What came and went within a moment nobody has seen.
+            None if removed && !made => self.deleted(&node, name, belief, change.directory),
+            _ => None,
+        };
+        self.send(event)?;
         if change.of_content()
             && let Some(real) = &real
             && self.content_changed(node.space, agreed.as_ref(), real)?
         {
-            events.push(self.changed(&node, name, real.kind, change));
-        }
-        drop(names);
-        for event in events.into_iter().flatten() {
-            self.notifier.event(&event)?;
+            self.send(self.changed(&node, name, real.kind, change))?;
         }
         Ok(())
     }
 
-    /// A node of a watch of its own: a directory's attributes, a file with several names.
-    fn settle_itself(&self, node: &Arc<Node>) -> io::Result<()> {
-        let Ok(handle) = self.nodes.handle(node) else { return Ok(()) };
-        self.drop_if_changed(node, &handle).map(drop)
+    fn send(&self, event: Option<Event>) -> io::Result<()> {
+        event.map_or(Ok(()), |event| self.notifier.event(&event))
     }
 
-    /// A name that moved on the host. Says whether that explains the new name altogether.
+    /// Tells of a name that moved. Says whether that explains both its ends.
     pub(super) fn settle_rename(&self, rename: &Rename) -> io::Result<bool> {
         let (Ok(from), Ok(to)) = (self.nodes.find(rename.from.0), self.nodes.find(rename.to.0))
         else {
             return Ok(false);
         };
+        let (Ok(from_handle), Ok(to_handle)) = (self.nodes.handle(&from), self.nodes.handle(&to))
+        else {
+            return Ok(false);
+        };
+        let (name, new_name) = (&*rename.from.1, &*rename.to.1);
+        let own = from.names().unmark(Mark::Removed, name);
+        if to.names().unmark(Mark::Made, new_name) || own {
+            return Ok(true);
+        }
+        // It may have gone on meanwhile: its ends are told for themselves, then.
+        let Some(real) = Real::find(&to_handle, new_name) else { return Ok(false) };
         if from.space != to.space {
             return Ok(false);
         }
-        let Ok(handle) = self.nodes.handle(&to) else { return Ok(false) };
-        let (name, new_name) = (&*rename.from.1, &*rename.to.1);
-        let Some(real) = Real::find(&handle, new_name) else { return Ok(false) };
-        let mut names = to.names();
-        let belief = names.believed.get(new_name).copied();
-        if self.agreed(belief, Some(&real)).is_some() {
-            // The guest's own.
-            return Ok(false);
-        }
-        self.unsettle(&to, &mut names, new_name)?;
-        drop(names);
         let mut names = from.names();
         let belief = names.believed.get(name).copied();
         let moved = self.agreed(belief, Some(&real));
-        // The old name is settled by its own change: it may stand for something new already.
         if moved.is_some() {
-            self.unsettle(&from, &mut names, name)?;
+            self.nodes.disbelieve(&from, &mut names, name);
         }
         drop(names);
+        let was_known = moved.is_some();
+        let moved = moved.or_else(|| self.nodes.known(from.space, real.key));
+        let mut names = to.names();
+        let outdated = self.disbelieve_unless(&to, &mut names, new_name, &Some(&real));
         if let Some(moved) = &moved {
-            // Known by its new name from now on, with everything below it.
-            let mut names = to.names();
+            // Reached by its new name from now on, with everything below it.
             self.nodes.believe(&to, &mut names, new_name, moved);
         }
-        if let Some(event) = self.renamed(&from, name, &to, new_name, moved.as_deref(), &real) {
-            // What it explains is no news any more.
-            from.names().own_removed.push(name.into());
-            self.notifier.event(&event)?;
-            return Ok(true);
+        drop(names);
+        if was_known {
+            self.expire(&from, name)?;
         }
-        Ok(false)
+        if outdated {
+            self.expire(&to, new_name)?;
+        }
+        self.drop_if_changed(&from, &from_handle)?;
+        self.drop_if_changed(&to, &to_handle)?;
+        self.send(self.renamed(&from, name, &to, new_name, moved.as_deref(), real.kind))?;
+        Ok(true)
     }
 
     /// The node that the guest believes a name to be, if that is what is there.
@@ -141,14 +134,32 @@ impl Server {
         self.nodes.find(id).ok().filter(|node| node.key == Some(real.key))
     }
 
-    /// The guest shall ask again for a name, and for its directory's attributes and listing.
-    fn unsettle(&self, directory: &Node, names: &mut Names, name: &CStr) -> io::Result<()> {
-        if names.believed.contains_key(name) {
-            let expire_only = self.expire_only.load(Ordering::Relaxed);
-            self.notifier.expire_entry(directory.id, name.to_bytes(), expire_only)?;
+    /// Writes down that the guest's belief in a name is over, unless it agrees with what is there; says whether the
+    /// guest must be told.
+    fn disbelieve_unless<R: std::borrow::Borrow<Real>>(
+        &self,
+        directory: &Node,
+        names: &mut Names,
+        name: &CStr,
+        real: &Option<R>,
+    ) -> bool {
+        let real = real.as_ref().map(R::borrow);
+        let belief = names.believed.get(name).copied();
+        let right = match belief {
+            None => true,
+            Some(Belief::Absent) => real.is_none(),
+            Some(Belief::Node(_)) => self.agreed(belief, real).is_some(),
+        };
+        if !right {
             self.nodes.disbelieve(directory, names, name);
         }
-        self.notifier.inval_inode(directory.id)
+        !right
+    }
+
+    /// The guest shall ask again what a name stands for.
+    fn expire(&self, directory: &Node, name: &CStr) -> io::Result<()> {
+        let expire_only = self.expire_only.load(Ordering::Relaxed);
+        self.notifier.expire_entry(directory.id, name.to_bytes(), expire_only)
     }
 
     /// Says whether what is there changed otherwise than by the guest; drops the guest's caches of it if so.
@@ -185,7 +196,7 @@ impl Server {
         for node in self.nodes.all() {
             let names: Vec<Box<CStr>> = {
                 let mut names = node.names();
-                names.own_removed.clear();
+                names.unmark_all();
                 names.believed.keys().cloned().collect()
             };
             locked(&node.own).known = None;
@@ -235,13 +246,13 @@ impl Server {
         to: &Arc<Node>,
         new_name: &CStr,
         moved: Option<&Node>,
-        real: &Real,
+        kind: FileType,
     ) -> Option<Event> {
         let from_entry = self.event_entry(from, name)?;
         let entry = self.event_entry(to, new_name)?;
         let expected = match moved {
             Some(moved) => Expected::Node(moved.id),
-            None => Expected::Ghost(real.kind),
+            None => Expected::Ghost(kind),
         };
         self.echo.expect(from.id, name, expected);
         self.echo.expect(to.id, new_name, Expected::Absent);
@@ -298,16 +309,5 @@ impl Server {
         components.push(at.space.to_string().into_bytes());
         components.reverse();
         Some(components.join(&b'/'))
-    }
-}
-
-/// Says whether the guest itself removed this name, once.
-fn take_own_removal(names: &mut Names, name: &CStr) -> bool {
-    match names.own_removed.iter().position(|own| **own == *name) {
-        Some(at) => {
-            names.own_removed.swap_remove(at);
-            true
-        }
-        None => false,
     }
 }

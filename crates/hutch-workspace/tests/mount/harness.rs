@@ -3,22 +3,34 @@
 //! Needs `/dev/fuse` and the right to mount: without them each test says so and passes as skipped.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use hutch_init::workspace::{WorkspacePump, start};
-use hutch_workspace::{Prepared, ServeError, WorkerSpec, WorkspaceSpec};
+use hutch_workspace::{Prepared, ServeError, Worker, WorkerSpec, WorkspaceSpec, spawn};
 use tempfile::TempDir;
 
 /// A mounted workspace file system, unmounted at the end.
 pub(crate) struct Mount {
     root: TempDir,
     pump: Option<WorkspacePump>,
-    worker: Option<JoinHandle<Result<(), ServeError>>>,
+    worker: Serving,
     host_end: UnixStream,
 }
+
+/// The host's side.
+enum Serving {
+    /// Threads of this process, with all its rights.
+    Threads(Option<JoinHandle<Result<(), ServeError>>>),
+    /// The program, in its jail.
+    Program(Worker),
+}
+
+/// The ordinary user of the host who owns the workspace of [`Mount::of_a_user`].
+pub(crate) const HOST_USER: u32 = 4242;
 
 /// Says whether this machine can mount at all, loudly if not.
 pub(crate) fn can_mount() -> bool {
@@ -46,16 +58,42 @@ impl Mount {
         specs: impl FnOnce(&Path) -> Vec<WorkspaceSpec>,
         limit: impl FnOnce(Prepared) -> Prepared,
     ) -> Self {
-        let root = TempDir::new().expect("a temporary directory");
-        let (host, mount) = (root.path().join("host"), root.path().join("mount"));
-        fs::create_dir(&host).expect("a directory");
-        fs::create_dir(&mount).expect("a directory");
+        let (root, host) = Self::places();
         let specs = specs(&host);
         let (worker_end, guest_end) = UnixStream::pair().expect("a socket pair");
         let host_end = worker_end.try_clone().expect("a descriptor");
         rustix::process::umask(rustix::fs::Mode::empty());
         let prepared = limit(Prepared::open(WorkerSpec::new(specs)).expect("the workspaces"));
         let worker = std::thread::spawn(move || prepared.serve(worker_end.into()));
+        Self::mount(root, Serving::Threads(Some(worker)), guest_end, host_end)
+    }
+
+    /// The worker program in its jail, started by root, for a workspace of an ordinary user.
+    pub(crate) fn of_a_user(specs: impl FnOnce(&Path) -> Vec<WorkspaceSpec>) -> Self {
+        let (root, host) = Self::places();
+        let specs = specs(&host);
+        chown_all(&host, HOST_USER);
+        let (worker_end, guest_end) = UnixStream::pair().expect("a socket pair");
+        let host_end = worker_end.try_clone().expect("a descriptor");
+        let program = Path::new(env!("CARGO_BIN_EXE_hutch-workspace"));
+        let log = fs::File::create(root.path().join("log")).expect("a log");
+        let spec = WorkerSpec::new(specs);
+        let worker = spawn(program, &spec, worker_end.into(), log).expect("a worker");
+        Self::mount(root, Serving::Program(worker), guest_end, host_end)
+    }
+
+    fn places() -> (TempDir, PathBuf) {
+        let root = TempDir::new().expect("a temporary directory");
+        // Users other than root pass, too.
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
+        let host = root.path().join("host");
+        fs::create_dir(&host).expect("a directory");
+        fs::create_dir(root.path().join("mount")).expect("a directory");
+        (root, host)
+    }
+
+    fn mount(root: TempDir, worker: Serving, guest_end: UnixStream, host_end: UnixStream) -> Self {
+        let mount = root.path().join("mount");
         // A request without an answer cannot be killed, and the device stays open while it waits: whatever goes wrong,
         // the connection must be gone before the test runner's patience is.
         let abandoned = mount.clone();
@@ -64,7 +102,7 @@ impl Mount {
             rustix::mount::unmount(abandoned, rustix::mount::UnmountFlags::FORCE).ok();
         });
         let pump = start(guest_end.into(), &mount).expect("the mount");
-        Self { root, pump: Some(pump), worker: Some(worker), host_end }
+        Self { root, pump: Some(pump), worker, host_end }
     }
 
     /// A path in the first workspace's directory on the host.
@@ -94,9 +132,32 @@ impl Drop for Mount {
             pump.stop().expect("it is mounted");
         }
         self.host_end.shutdown(std::net::Shutdown::Both).ok();
-        let worker = self.worker.take().expect("only here");
-        if !std::thread::panicking() {
-            worker.join().expect("no panic").expect("a clean end");
+        match &mut self.worker {
+            Serving::Threads(worker) => {
+                let worker = worker.take().expect("only here");
+                if !std::thread::panicking() {
+                    worker.join().expect("no panic").expect("a clean end");
+                }
+            }
+            Serving::Program(worker) => {
+                let ended = worker.wait(Duration::from_secs(10)).expect("a child");
+                let log = fs::read_to_string(self.root.path().join("log")).expect("a log");
+                if std::thread::panicking() {
+                    eprintln!("{ended:?} {log}");
+                } else {
+                    assert!(ended.expect("it ends with the stream").success(), "{log}");
+                }
+            }
+        }
+    }
+}
+
+/// Gives a tree to a user.
+pub(crate) fn chown_all(path: &Path, user: u32) {
+    std::os::unix::fs::lchown(path, Some(user), Some(user)).expect("root may");
+    if path.is_dir() && !path.is_symlink() {
+        for entry in fs::read_dir(path).expect("a directory") {
+            chown_all(&entry.expect("an entry").path(), user);
         }
     }
 }

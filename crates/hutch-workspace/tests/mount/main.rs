@@ -2,4 +2,5 @@
 
 mod changes;
 mod harness;
+mod scripts;
 mod semantics;
