@@ -7,7 +7,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -51,6 +51,9 @@ impl Fixture {
         write("etc/passwd", "root:x:0:0::/root:/bin/sh\nagent:x:1000:1000::/home/agent:/bin/sh\n");
         write("etc/group", "root:x:0:\nagent:x:1000:\ndocker:x:999:agent\n");
         write("bin/not-a-program", "text");
+        write("bin/no-interpreter", "#!/no/such/interpreter\n");
+        fs::set_permissions(root.join("bin/no-interpreter"), PermissionsExt::from_mode(0o755))
+            .unwrap();
         rustix::fs::chown(root.join("home/agent"), Some(rustix::fs::Uid::from_raw(1000)), None)
             .unwrap();
         let cgroup_root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
@@ -206,6 +209,12 @@ async fn what_cannot_start_says_why() {
     assert_eq!(kind(spec(&["no-such-program"])).await, ExecFailure::NotFound);
     assert_eq!(kind(spec(&["/bin/not-a-program"])).await, ExecFailure::NotExecutable);
     assert_eq!(kind(spec(&["/tmp"])).await, ExecFailure::NotExecutable);
+    for script in ["no-interpreter", "/bin/no-interpreter"] {
+        let error = fixture.run(spec(&[script])).await.unwrap_err();
+        assert_eq!(error.kind, ExecFailure::NotExecutable);
+        let said = "`/bin/no-interpreter` cannot be run: the interpreter that it names is not in the sandbox";
+        assert_eq!(error.message, said);
+    }
     assert_eq!(kind(spec(&[""])).await, ExecFailure::Invalid);
     let mut wrong = spec(&["true"]);
     wrong.user = Some("nobody-here".to_owned());

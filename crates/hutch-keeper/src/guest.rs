@@ -7,6 +7,7 @@ use hutch_wire::{Connection, ConnectionError, Incoming, Limits, Role, Stream};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 
+use crate::attach::realtime_ns;
 use crate::control::{self, Control};
 use crate::log::{BoundedLog, guest_text};
 
@@ -31,6 +32,8 @@ pub(crate) async fn connect(
     let mut control = open(&connection, &Open::Control).await?;
     let log = open(&connection, &Open::Log).await?;
     tokio::spawn(copy_log(log, init_log));
+    // The guest took a while to come here, and the spec is older than that.
+    let spec = AttachSpec { realtime_ns: realtime_ns(), ..spec };
     control::attach(&mut control, spec).await?;
     Ok(Guest { connection, control: Control::start(control) })
 }

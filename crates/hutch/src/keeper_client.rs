@@ -191,7 +191,9 @@ pub(crate) async fn stop(store: &Store, name: &SandboxName, face: Face) -> Resul
                 };
                 let answer = timeout(POWER_OFF + LAST_STEPS, keeper.call(&request)).await;
                 drop(keeper);
-                if matches!(answer, Ok(Ok(Response::Stopped))) && ends(store, name, LAST_STEPS)? {
+                if matches!(answer, Ok(Ok(Response::Stopped)))
+                    && has_ended(store, name, LAST_STEPS)?
+                {
                     return Ok(true);
                 }
                 break;
@@ -214,13 +216,13 @@ fn by_force(store: &Store, name: &SandboxName) -> Result<(), Failure> {
     if let Some(process) = process() {
         let _ended = process.terminate();
     }
-    if ends(store, name, POWER_OFF + LAST_STEPS)? {
+    if has_ended(store, name, POWER_OFF + LAST_STEPS)? {
         return Ok(());
     }
     if let Some(process) = process() {
         let _ended = process.kill();
     }
-    if ends(store, name, LAST_STEPS)? {
+    if has_ended(store, name, LAST_STEPS)? {
         return Ok(());
     }
     Err(Failure::host(format!("the sandbox `{name}` does not stop"))
@@ -233,7 +235,11 @@ pub(crate) fn is_running(store: &Store, name: &SandboxName) -> Result<bool, Fail
 }
 
 /// Waits until nobody holds the sandbox's lock; says whether that came.
-fn ends(store: &Store, name: &SandboxName, at_most: Duration) -> Result<bool, Failure> {
+pub(crate) fn has_ended(
+    store: &Store,
+    name: &SandboxName,
+    at_most: Duration,
+) -> Result<bool, Failure> {
     match store.lock(name, at_most) {
         Ok(_) | Err(LockError::Gone { .. }) => Ok(true),
         Err(LockError::Held { .. }) => Ok(false),
@@ -242,7 +248,7 @@ fn ends(store: &Store, name: &SandboxName, at_most: Duration) -> Result<bool, Fa
 }
 
 fn wait_for_end(store: &Store, name: &SandboxName, at_most: Duration) -> Result<(), Failure> {
-    if ends(store, name, at_most)? {
+    if has_ended(store, name, at_most)? {
         return Ok(());
     }
     Err(Failure::host(format!("the sandbox `{name}` is stopping and does not come to an end")))

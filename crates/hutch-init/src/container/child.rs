@@ -1,6 +1,6 @@
 //! What a session's process does between fork and exec, in the container.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use hutch_wire::guest::{Bytes, ExecFailure};
-use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
+use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::process::{Resource, Rlimit};
 
 use super::capabilities;
@@ -205,13 +205,19 @@ fn execute(prepared: &Prepared) -> SpawnError {
     };
     let name = program.to_bytes();
     let mut error = io::Error::from(io::ErrorKind::NotFound);
+    let mut missing_interpreter = None;
     if name.contains(&b'/') {
         error = process::execve(program, &prepared.arguments, &prepared.environment);
+        missing_interpreter = is_there(program, &error).then(|| program.clone());
     } else {
         for directory in prepared.search.split(|byte| *byte == b':') {
             let directory = if directory.is_empty() { b"." } else { directory };
             let Ok(path) = CString::new([directory, b"/", name].concat()) else { continue };
             let failed = process::execve(&path, &prepared.arguments, &prepared.environment);
+            if is_there(&path, &failed) {
+                missing_interpreter = Some(path);
+                break;
+            }
             // As shells do: a program that is there but may not be run is told before one that is missing.
             if failed.kind() != io::ErrorKind::NotFound
                 && failed.raw_os_error() != Some(libc::ENOTDIR)
@@ -225,6 +231,15 @@ fn execute(prepared: &Prepared) -> SpawnError {
     }
     let shown = OsStr::from_bytes(name).to_string_lossy();
     let shown = shown.escape_debug();
+    if let Some(file) = missing_interpreter {
+        return SpawnError {
+            kind: ExecFailure::NotExecutable,
+            message: format!(
+                "`{}` cannot be run: the interpreter that it names is not in the sandbox",
+                file.to_string_lossy().escape_debug()
+            ),
+        };
+    }
     if error.kind() == io::ErrorKind::NotFound {
         return SpawnError {
             kind: ExecFailure::NotFound,
@@ -235,6 +250,13 @@ fn execute(prepared: &Prepared) -> SpawnError {
         kind: ExecFailure::NotExecutable,
         message: format!("`{shown}` cannot be run: {error}"),
     }
+}
+
+/// Says whether a program that was "not found" is there: then its interpreter or loader is what is missing.
+fn is_there(program: &CStr, error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        && rustix::fs::stat(program)
+            .is_ok_and(|found| FileType::from_raw_mode(found.st_mode).is_file())
 }
 
 fn write_file(path: &str, bytes: &[u8]) -> io::Result<()> {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use hutch_keeper::{WorkspaceHost, WorkspaceStart, WorkspaceWorker};
 use hutch_vmm::{BoxFuture, StartError, Vm, VmEnd, VmSpec, Vmm};
@@ -189,7 +190,8 @@ impl WorkspaceWorker for FakeWorker {
 /// What the fake init tells a test.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Told {
-    Attached(Box<AttachSpec>),
+    /// With the time at which init began.
+    Attached(Box<AttachSpec>, SystemTime),
     /// A session's exec stream ended: argv[0], and whether it was a reset.
     ExecEnded(String, bool),
     Signal(u8),
@@ -218,6 +220,7 @@ impl Init {
     where
         T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     {
+        let booted = SystemTime::now();
         let (_connection, mut incoming) =
             Connection::establish(channel, Role::Server, Limits::default()).await.unwrap();
         while let Some(stream) = incoming.next().await {
@@ -226,7 +229,7 @@ impl Init {
             let stream = stream.accept();
             match open {
                 Open::Control => {
-                    tokio::spawn(self.clone().control(stream, power.clone()));
+                    tokio::spawn(self.clone().control(stream, power.clone(), booted));
                 }
                 Open::Log => {
                     tokio::spawn(async move {
@@ -241,14 +244,14 @@ impl Init {
         }
     }
 
-    async fn control(self, mut stream: Stream, power: Power) {
+    async fn control(self, mut stream: Stream, power: Power, booted: SystemTime) {
         while let Ok(request) = message::read::<ControlRequest, _>(&mut stream, MESSAGE_MAX).await {
             let reply = match request {
                 ControlRequest::Attach(_) if self.refuse_attach => {
                     ControlReply::Failed { reason: "no \x1b[2Jdisk".to_owned() }
                 }
                 ControlRequest::Attach(spec) => {
-                    self.told.send(Told::Attached(spec)).unwrap();
+                    self.told.send(Told::Attached(spec, booted)).unwrap();
                     ControlReply::Attached
                 }
                 ControlRequest::Ping { .. } => {

@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use hutch_api::{Open, Phase, Request, Response};
 use hutch_keeper::{Command, KeeperError, Parts};
@@ -31,10 +31,15 @@ async fn a_sandbox_becomes_ready_and_stops_cleanly() {
     assert_eq!((status.sessions, status.accelerator.as_str()), (0, "tcg"));
     assert!(status.ready_ms.is_some());
 
-    let Told::Attached(spec) = guest.told.recv().await.unwrap() else { panic!("not attached") };
+    let Told::Attached(spec, booted) = guest.told.recv().await.unwrap() else {
+        panic!("not attached")
+    };
     assert_eq!(spec.hostname, "my-box-1");
     assert_eq!(spec.machine_id, sandbox.record.machine_id);
     assert_eq!(spec.entropy.len(), 64);
+    // Not the time at which the boot began: the guest's clock would be late by all of it.
+    let booted = booted.duration_since(UNIX_EPOCH).unwrap().as_nanos();
+    assert!(u128::from(spec.realtime_ns) >= booted, "{} {booted}", spec.realtime_ns);
     assert_eq!(spec.user, "agent");
     assert_eq!(spec.workspaces.len(), 1);
     assert!(spec.workspaces[0].directory && !spec.workspaces[0].read_only);

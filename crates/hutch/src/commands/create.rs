@@ -10,6 +10,7 @@ use crate::context::{Context, block_on};
 use crate::exit_codes;
 use crate::failure::{Blame, Failure};
 use crate::images::Pull;
+use crate::sandboxes::Sandboxes;
 use crate::settings::MachineFlags;
 use crate::start::{self, OTHER_CREATION, Wish};
 use crate::workspaces;
@@ -68,6 +69,7 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
         let error = hutch_store::CreateError::Exists { name: name.clone() };
         return Err(crate::sandboxes::not_created(&error));
     }
+    refuse_second(context, &sandboxes, &wish)?;
     let record = block_on(async {
         let template =
             start::unless_interrupted(start::prepare(context, printer, &wish), async || {}).await?;
@@ -75,19 +77,8 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
             .store()
             .lock_creation(OTHER_CREATION)
             .map_err(|error| Failure::from_error(Blame::Host, &error))?;
-        if wish.name.is_none()
-            && let Some(existing) = super::run::attached(&sandboxes, agent, &wish.workspaces)?
-        {
-            return Err(Failure::user(format!(
-                "the sandbox `{}` is for this agent and workspace already",
-                existing.name
-            ))
-            .hint(format!(
-                "run it: {} run {}, or choose another name with --name",
-                context.face.program(),
-                existing.name
-            )));
-        }
+        // Another command may have made one meanwhile.
+        refuse_second(context, &sandboxes, &wish)?;
         printer.status(&format!(
             "Creating new sandbox '{}'...",
             start::expected_name(&sandboxes, &wish)
@@ -97,4 +88,23 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
     context.printer.data(record.name.as_str())?;
     printer.status(&format!("Start it with: {} run {}", context.face.program(), record.name));
     Ok(exit_codes::SUCCESS)
+}
+
+/// A workspace has one sandbox for an agent, unless somebody names another.
+fn refuse_second(context: &Context, sandboxes: &Sandboxes, wish: &Wish<'_>) -> Result<(), Failure> {
+    if wish.name.is_some() {
+        return Ok(());
+    }
+    let Some(existing) = super::run::attached(sandboxes, wish.agent, &wish.workspaces)? else {
+        return Ok(());
+    };
+    Err(Failure::user(format!(
+        "the sandbox `{}` is for this agent and workspace already",
+        existing.name
+    ))
+    .hint(format!(
+        "run it: {} run {}, or choose another name with --name",
+        context.face.program(),
+        existing.name
+    )))
 }

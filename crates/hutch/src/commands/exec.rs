@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use hutch_store::{SandboxRecord, Store};
@@ -13,7 +14,7 @@ use crate::context::{Context, block_on};
 use crate::detach_keys;
 use crate::env_file;
 use crate::failure::{Blame, Failure};
-use crate::keeper_client::Keeper;
+use crate::keeper_client::{self, Keeper};
 use crate::printer::Printer;
 use crate::session::{self, End, Plan, Standard};
 use crate::settings::{MachineFlags, OF_THE_TERMINAL, Settings};
@@ -22,6 +23,8 @@ use crate::terminal;
 
 /// A sandbox that always goes away when a session is to begin is given up.
 const ATTEMPTS: u32 = 3;
+/// How long a sandbox that went away may take to say why.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 /// The type of terminal when nobody says which.
 const TERM_USUAL: &str = "xterm";
 
@@ -111,7 +114,7 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
     };
     let plan = || {
         let mut spec = spec(command.to_vec());
-        spec.user = arguments.user.clone();
+        spec.user = user(arguments.user.as_deref());
         spec.directory = arguments.workdir.as_deref().map(bytes);
         spec.privileged = arguments.privileged;
         spec.detached = arguments.detach;
@@ -129,6 +132,11 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
         }
     };
     block_on(session.run(plan, &standard))
+}
+
+/// An empty name is none, as for docker.
+fn user(text: Option<&str>) -> Option<String> {
+    text.filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
 fn wrong_words(what: &str, program: &str) -> Failure {
@@ -215,9 +223,9 @@ impl OpenedSession<'_> {
     /// The sandbox went away in the middle; says why where somebody knows.
     fn lost(&self, reason: &str) -> Failure {
         let name = &self.record.name;
-        // Nobody waits for the keeper's last words here: what it has written by now is what there is.
+        // The keeper knows more than the session that broke off, a moment later.
+        let running = !keeper_client::has_ended(self.store, name, LAST_WORDS).unwrap_or(false);
         let known = self.store.last_end(name).ok().flatten().map(|end| end.reason);
-        let running = self.store.is_running(name).unwrap_or(false);
         let why = match known {
             Some(known) if !running => known,
             _ => reason.to_owned(),
@@ -227,5 +235,17 @@ impl OpenedSession<'_> {
             crate::printer::guest_sentence(&why)
         ))
         .hint(format!("its logs are in {}", self.store.paths(name).logs().display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_user_is_the_usual_one() {
+        assert_eq!(user(None), None);
+        assert_eq!(user(Some("")), None);
+        assert_eq!(user(Some("0:0")).as_deref(), Some("0:0"));
     }
 }

@@ -38,7 +38,7 @@ struct Entry {
     labels: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     keeper: Option<Keeper>,
-    /// How it ended last.
+    /// How it ended last; nothing while it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_end: Option<Ended>,
     /// Where its files and logs are.
@@ -92,7 +92,8 @@ fn entry(sandboxes: &Sandboxes, record: SandboxRecord) -> Result<Entry, Failure>
     let running = keeper_client::is_running(store, &record.name)?;
     // Files that cannot be read say nothing: the record is what counts.
     let keeper = if running { store.keeper(&record.name).ok().flatten() } else { None };
-    let last_end = store.last_end(&record.name).ok().flatten();
+    // While it runs, the file says what would be true if it were killed now.
+    let last_end = if running { None } else { store.last_end(&record.name).ok().flatten() };
     let workspaces = record.workspaces.iter().map(|workspace| Workspace {
         path: workspace.path.as_path().display().to_string(),
         read_only: workspace.read_only,

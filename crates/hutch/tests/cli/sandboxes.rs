@@ -167,3 +167,38 @@ fn reset_removes_what_is_ours_and_nothing_else() {
     assert_eq!(run.code, 0, "{}", run.stderr);
     assert!(shared.join("kernel").exists());
 }
+
+#[test]
+fn inspect_of_one_that_runs_does_not_show_what_would_be_its_end() {
+    let world = World::new();
+    let record = world.sandbox("one", &world.project("one"));
+    let store = world.store();
+    let end = hutch_store::LastEnd {
+        format_version: hutch_store::record::FORMAT_VERSION,
+        at: record.created_at,
+        clean: false,
+        reason: "it was killed".to_owned(),
+        console: Vec::new(),
+    };
+    store.write_last_end(&record.name, &end).expect("the world is writable");
+    let last_end = || {
+        let run = world.hutch(&["inspect", "one"]);
+        let array: serde_json::Value = serde_json::from_str(&run.stdout).expect("JSON");
+        (array[0]["status"].clone(), array[0]["last_end"]["reason"].clone())
+    };
+    assert_eq!(last_end(), ("stopped".into(), "it was killed".into()));
+    let _lock = store.lock(&record.name, std::time::Duration::ZERO).expect("nobody holds it");
+    assert_eq!(last_end(), ("running".into(), serde_json::Value::Null));
+}
+
+#[test]
+fn a_second_sandbox_for_the_same_workspace_is_refused_before_any_image_is_made() {
+    let world = World::new();
+    let project = world.project("app");
+    world.sandbox("shell-app", &project);
+    let run = world.hutch(&["create", "shell", &project.display().to_string()]);
+    assert_eq!(run.code, 1);
+    assert!(run.stderr.contains("is for this agent and workspace already"), "{}", run.stderr);
+    let images = std::fs::read_dir(world.path("home/.local/state/hutch/images"));
+    assert_eq!(images.expect("the store makes it").count(), 0);
+}
