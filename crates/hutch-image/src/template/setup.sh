@@ -26,6 +26,7 @@ chmod 0644 /etc/sandbox-persistent.sh
 # A login shell sets PATH itself, and an interactive one does not read BASH_ENV.
 cat >/etc/profile.d/sandbox.sh <<END
 export PATH="$path"
+export NPM_CONFIG_PREFIX=/usr/local/share/npm-global
 [ ! -r /etc/sandbox-persistent.sh ] || . /etc/sandbox-persistent.sh
 END
 echo '[ ! -r /etc/sandbox-persistent.sh ] || . /etc/sandbox-persistent.sh' >>/etc/bash.bashrc
