@@ -62,6 +62,7 @@ pub struct Prepared {
     spec: WorkerSpec,
     pub(crate) opened: Vec<Opened>,
     watches_max: usize,
+    descriptors_max: Option<usize>,
 }
 
 impl Prepared {
@@ -71,13 +72,20 @@ impl Prepared {
             return Err(ServeError::Format { found: spec.format_version });
         }
         let opened: Result<Vec<_>, _> = spec.workspaces.iter().map(Opened::open).collect();
-        Ok(Self { opened: opened?, spec, watches_max: watch::watches_max() })
+        Ok(Self { opened: opened?, spec, watches_max: watch::watches_max(), descriptors_max: None })
     }
 
     /// Lowers the watches that are placed at most.
     #[must_use]
     pub fn with_watches_max(mut self, watches_max: usize) -> Self {
         self.watches_max = watches_max;
+        self
+    }
+
+    /// Lowers the files that are held open at most.
+    #[must_use]
+    pub fn with_descriptors_max(mut self, descriptors_max: usize) -> Self {
+        self.descriptors_max = Some(descriptors_max);
         self
     }
 
@@ -105,7 +113,7 @@ impl Prepared {
         let setup = |what| {
             move |source: rustix::io::Errno| ServeError::Setup { what, source: source.into() }
         };
-        let nodes = Nodes::new(descriptors_for_nodes());
+        let nodes = Nodes::new(self.descriptors_max.unwrap_or_else(descriptors_for_nodes));
         let (mut spaces, mut roots) = (Vec::new(), Vec::new());
         let groups: HashSet<u32> = rustix::process::getgroups()
             .unwrap_or_default()

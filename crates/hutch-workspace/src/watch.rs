@@ -16,6 +16,7 @@
 //! believe for any time. A file with several names is watched itself, since its directory tells only of changes through
 //! the name in it. When the kernel's queue overflows, everything is out of date.
 
+mod doubt;
 mod fold;
 mod settle;
 
@@ -31,6 +32,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 
+use self::doubt::Doubts;
 use self::fold::Batch;
 use crate::host::proc_path;
 use crate::locked::locked;
@@ -43,6 +45,8 @@ pub(crate) const ABSENT_VALID: Duration = Duration::from_secs(300);
 const ABSENT_MAX: usize = 100_000;
 /// How long further events are waited for: one save of an editor is one change then.
 const LINGER: Duration = Duration::from_millis(2);
+/// How often old memories are looked through when nothing happens.
+const IDLE: Duration = Duration::from_secs(60);
 /// Bytes of events read at once.
 const BUFFER: usize = 64 << 10;
 /// Watches that one worker takes at most, as a share of what the user may have: editors on the host need some.
@@ -75,6 +79,7 @@ pub(crate) struct Watcher {
     watched: Mutex<HashMap<i32, Vec<u64>>>,
     watches_max: usize,
     absent: Mutex<VecDeque<Absent>>,
+    doubts: Doubts,
 }
 
 /// Most watches that this worker may take. Read before the jail, which hides the file.
@@ -92,6 +97,7 @@ impl Watcher {
             watched: Mutex::new(HashMap::new()),
             watches_max,
             absent: Mutex::new(VecDeque::new()),
+            doubts: Doubts::default(),
         })
     }
 
@@ -143,6 +149,16 @@ impl Watcher {
         true
     }
 
+    /// The guest wrote to a node, and its view seems to be complete.
+    pub(crate) fn guest_wrote(&self, node: &Node) {
+        self.doubts.guest_wrote(node.id, Instant::now());
+    }
+
+    /// The host changed something.
+    fn host_changed(&self) {
+        self.doubts.host_changed(Instant::now());
+    }
+
     /// Ends [`Watcher::run`].
     pub(crate) fn stop(&self) {
         rustix::io::write(&self.stop, &1_u64.to_ne_bytes()).ok();
@@ -151,11 +167,23 @@ impl Watcher {
     /// Tells the guest of changes until it is stopped or the guest is gone.
     pub(crate) fn run(&self, server: &Server) {
         let mut buffer = vec![MaybeUninit::uninit(); BUFFER];
-        let minute = Timespec { tv_sec: 60, tv_nsec: 0 };
         loop {
-            let mut wanted =
-                [PollFd::new(&self.inotify, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
-            match poll(&mut wanted, Some(&minute)) {
+            let (doubtful, wait) = self.doubts.due(Instant::now());
+            for node in doubtful {
+                if server.notifier.inval_inode(node).is_err() {
+                    return;
+                }
+            }
+            let wait = wait.unwrap_or(IDLE);
+            let timeout = Timespec {
+                tv_sec: wait.as_secs().try_into().unwrap_or(0),
+                tv_nsec: wait.subsec_nanos().into(),
+            };
+            let mut wanted = [
+                PollFd::new(&self.inotify, PollFlags::IN),
+                PollFd::new(&self.stop, PollFlags::IN),
+            ];
+            match poll(&mut wanted, Some(&timeout)) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => return,
             }

@@ -214,8 +214,8 @@ impl Server {
     /// Makes a change on behalf of the guest, and keeps track of what its kernel therefore knows already.
     ///
     /// The file's change time before and after frames the change: if nothing else changed the file since the guest's
-    /// view was complete, it is complete again, and the watcher has nothing to tell. Two changes within one tick of the
-    /// host's clock look alike on kernels before 6.13 (and, between the change and the look at it, on any).
+    /// view was complete, it is complete again, and the watcher has nothing to tell. A change of the host within the
+    /// frame (on kernels before 6.13: within the same tick of the clock) escapes that; see [`crate::watch`].
     pub(super) fn own_change<T>(
         &self,
         node: &Node,
@@ -227,6 +227,9 @@ impl Server {
         let result = change();
         if complete {
             own.known = status(handle).ok().map(|found| time(found.stx_ctime));
+            if node.kind == FileType::RegularFile {
+                self.watcher.guest_wrote(node);
+            }
         }
         result
     }

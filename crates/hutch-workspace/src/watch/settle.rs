@@ -57,8 +57,8 @@ impl Server {
         if outdated {
             self.expire(&node, name)?;
         }
-        if change.of_name {
-            self.drop_if_changed(&node, &handle)?;
+        if made || removed {
+            self.listing_changed(&node)?;
         }
         let event = match &real {
             Some(real) if made => self.created(&node, name, real.kind),
@@ -86,10 +86,7 @@ impl Server {
         else {
             return Ok(false);
         };
-        let (Ok(from_handle), Ok(to_handle)) = (self.nodes.handle(&from), self.nodes.handle(&to))
-        else {
-            return Ok(false);
-        };
+        let Ok(to_handle) = self.nodes.handle(&to) else { return Ok(false) };
         let (name, new_name) = (&*rename.from.1, &*rename.to.1);
         let own = from.names().unmark(Mark::Removed, name);
         if to.names().unmark(Mark::Made, new_name) || own {
@@ -122,8 +119,8 @@ impl Server {
         if outdated {
             self.expire(&to, new_name)?;
         }
-        self.drop_if_changed(&from, &from_handle)?;
-        self.drop_if_changed(&to, &to_handle)?;
+        self.listing_changed(&from)?;
+        self.listing_changed(&to)?;
         self.send(self.renamed(&from, name, &to, new_name, moved.as_deref(), real.kind))?;
         Ok(true)
     }
@@ -162,6 +159,12 @@ impl Server {
         self.notifier.expire_entry(directory.id, name.to_bytes(), expire_only)
     }
 
+    /// The host changed a directory's entries: its attributes and its listing are out of date.
+    fn listing_changed(&self, directory: &Node) -> io::Result<()> {
+        self.watcher.host_changed();
+        self.notifier.inval_inode(directory.id)
+    }
+
     /// Says whether what is there changed otherwise than by the guest; drops the guest's caches of it if so.
     fn content_changed(
         &self,
@@ -186,6 +189,7 @@ impl Server {
         }
         own.known = now;
         drop(own);
+        self.watcher.host_changed();
         self.notifier.inval_inode(node.id)?;
         Ok(true)
     }

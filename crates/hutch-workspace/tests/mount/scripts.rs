@@ -91,7 +91,7 @@ fn agree(host: &mut Side, guest: &mut Side, question: &str, when: &str) {
         if there == here {
             return;
         }
-        assert!(Instant::now() < deadline, "{when}, {question}\nhost  {there}\nguest {here}");
+        assert!(Instant::now() < deadline, "{when}, {question}: {}", difference(&there, &here));
     }
 }
 
@@ -131,4 +131,15 @@ fn thousands_of_steps_on_both_sides_at_once_end_with_identical_trees() {
         }
         agree(&mut host, &mut guest, "tree", &format!("round {round}"));
     }
+}
+
+/// Where two long answers part.
+fn difference(there: &str, here: &str) -> String {
+    let at = there.bytes().zip(here.bytes()).take_while(|(a, b)| a == b).count();
+    let part = |text: &str| {
+        let bytes = text.as_bytes();
+        let around = bytes.get(at.saturating_sub(100)..bytes.len().min(at + 60));
+        String::from_utf8_lossy(around.unwrap_or_default()).into_owned()
+    };
+    format!("\nhost  …{}…\nguest …{}…", part(there), part(here))
 }
