@@ -36,7 +36,7 @@ fn a_package_installed_from_a_file_is_kept() {
     let build = "mkdir -p p/DEBIAN p/usr/bin && \
         printf 'Package: greeting\\nVersion: 1\\nArchitecture: all\\nMaintainer: nobody <n@example.com>\\nDescription: x\\n' > p/DEBIAN/control && \
         printf '#!/bin/sh\\necho greetings\\n' > p/usr/bin/greeting && chmod 755 p/usr/bin/greeting && \
-        dpkg-deb --root-owner-group -b p greeting.deb && sudo apt-get install -y --no-download ./greeting.deb";
+        dpkg-deb --root-owner-group -b p greeting.deb && sudo apt-get install -y ./greeting.deb";
     sandbox.shell(&format!("cd ~ && {build}")).run().success();
     sandbox.stop();
     sandbox
