@@ -136,7 +136,8 @@ fn container_spec(spec: &AttachSpec, root: PathBuf) -> ContainerSpec {
 async fn start_workspaces(hardware: &Arc<Hardware>, target: &Path) -> Result<(), AttachError> {
     let (hardware, target) = (Arc::clone(hardware), target.to_owned());
     blocking(move || {
-        let failed = |error: &dyn std::error::Error| AttachError::WorkspaceChannel(with_sources(error));
+        let failed =
+            |error: &dyn std::error::Error| AttachError::WorkspaceChannel(with_sources(error));
         let device =
             hardware.devices.port(WORKSPACE_PORT, PORT_LIMIT).map_err(|error| failed(&error))?;
         let port = Port::open(&device).map_err(|error| failed(&error))?;

@@ -203,6 +203,16 @@ async fn user_environment_and_directory_have_defaults_and_can_be_set() {
 }
 
 #[tokio::test]
+async fn a_session_begins_in_a_cgroup_of_its_own() {
+    let fixture = Fixture::start().await;
+    for number in 1..=2 {
+        let (out, _, _) = fixture.shell("cat /proc/self/cgroup").await;
+        let line = format!("0::/session-{number}");
+        assert!(out.lines().any(|found| found == line), "{out}");
+    }
+}
+
+#[tokio::test]
 async fn what_cannot_start_says_why() {
     let fixture = Fixture::start().await;
     let kind = async |spec: ExecSpec| fixture.run(spec).await.unwrap_err().kind;

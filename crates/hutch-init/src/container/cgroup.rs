@@ -62,9 +62,9 @@ impl ContainerCgroup {
 }
 
 impl SessionCgroup {
-    /// Its member list, to be written by a process that joins.
-    pub(super) fn procs(&self) -> io::Result<OwnedFd> {
-        Ok(File::options().write(true).open(self.path.join("cgroup.procs"))?.into())
+    /// Its directory, for a process that is to begin in it.
+    pub(super) fn directory(&self) -> io::Result<OwnedFd> {
+        Ok(File::open(&self.path)?.into())
     }
 
     /// Ends every process in it at once, forks in flight included.

@@ -33,15 +33,10 @@ pub(super) struct Prepared {
     privileged: bool,
     pub(super) terminal: Option<OwnedFd>,
     pub(super) stdio: [Option<OwnedFd>; 3],
-    pub(super) cgroup_procs: OwnedFd,
 }
 
 /// Resolves a launch in the container: user, environment, program's name.
-pub(super) fn prepare(
-    launch: Launch,
-    cgroup_procs: OwnedFd,
-    stdio: [Option<OwnedFd>; 3],
-) -> Result<Prepared, SpawnError> {
+pub(super) fn prepare(launch: Launch, stdio: [Option<OwnedFd>; 3]) -> Result<Prepared, SpawnError> {
     let invalid = |message: String| SpawnError { kind: ExecFailure::Invalid, message };
     let user = Database::read(Path::new("/"))
         .find(launch.spec.user.as_deref().unwrap_or(&launch.user))
@@ -83,7 +78,6 @@ pub(super) fn prepare(
         privileged: launch.spec.privileged,
         terminal: None,
         stdio,
-        cgroup_procs,
     })
 }
 
@@ -133,8 +127,6 @@ fn step<T, E: Display>(what: &str, result: Result<T, E>) -> Result<T, SpawnError
 }
 
 fn set_up(prepared: &Prepared) -> Result<(), SpawnError> {
-    // First, so that nothing this process starts can be outside.
-    step("enter the session's cgroup", rustix::io::write(&prepared.cgroup_procs, b"0"))?;
     step("start a session", rustix::process::setsid())?;
     standard_streams(prepared)?;
     step("close descriptors", process::close_on_exec_from_3())?;

@@ -165,11 +165,11 @@ impl Container {
         });
         let launch =
             launch.map_err(|error| refused(format!("cannot pass the request on: {error}")))?;
-        let procs = cgroup
-            .procs()
+        let directory = cgroup
+            .directory()
             .map_err(|error| refused(format!("cannot use the session's cgroup: {error}")))?;
         let streams = [stdio.stdin, stdio.stdout, stdio.stderr];
-        let mut fds: Vec<BorrowedFd<'_>> = vec![launch.as_fd(), procs.as_fd()];
+        let mut fds: Vec<BorrowedFd<'_>> = vec![launch.as_fd(), directory.as_fd()];
         fds.extend(streams.iter().flatten().map(AsFd::as_fd));
         let (tell, told) = oneshot::channel();
         self.state().starting.insert(number, tell);

@@ -22,7 +22,7 @@ const FDS_MAX: usize = 8;
 /// From init to the supervisor.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) enum Request {
-    /// Starts a session. Descriptors: a memory file with a [`Launch`], the cgroup's `cgroup.procs` open for writing,
+    /// Starts a session. Descriptors: a memory file with a [`Launch`], the directory of the session's cgroup,
     /// then those of `stdio` that are true.
     Start {
         /// Init's number for it.

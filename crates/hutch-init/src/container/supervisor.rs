@@ -222,13 +222,13 @@ fn start(fds: Vec<OwnedFd>, stdio: [bool; 3]) -> Result<Session, SpawnError> {
         message: format!("the session could not be started: {error}"),
     };
     let mut fds = fds.into_iter();
-    let (Some(launch), Some(cgroup_procs)) = (fds.next(), fds.next()) else {
+    let (Some(launch), Some(cgroup)) = (fds.next(), fds.next()) else {
         return Err(refused(&"descriptors are missing"));
     };
     let launch: Launch = read_launch(launch).map_err(|error| refused(&error))?;
     let stdio = stdio.map(|there| if there { fds.next() } else { None });
     let size = launch.spec.tty;
-    let mut prepared = child::prepare(launch, cgroup_procs, stdio)?;
+    let mut prepared = child::prepare(launch, stdio)?;
     let mut terminal = None;
     if let Some(size) = size {
         let (master, slave) =
@@ -238,7 +238,8 @@ fn start(fds: Vec<OwnedFd>, stdio: [bool; 3]) -> Result<Session, SpawnError> {
     }
     let (report, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| refused(&error))?;
-    match process::fork().map_err(|error| refused(&error))? {
+    // So that nothing the session starts can be outside of its cgroup.
+    match process::fork_into(cgroup.as_fd()).map_err(|error| refused(&error))? {
         Some(pid) => Ok(Session { pid, report: Some(report), terminal }),
         None => {
             let SpawnError { kind, message } = child::run(&prepared);
