@@ -6,6 +6,8 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 
+use serde::Serialize;
+
 use crate::failure::{Failure, Report};
 
 /// Longest sentence of a guest that is shown.
@@ -84,14 +86,15 @@ impl Printer {
     /// Asks a question: no line end, so that the answer stands beside it.
     pub(crate) fn prompt(&self, question: &str) {
         let mut err = io::stderr().lock();
-        let _unheard: io::Result<()> = write!(err, "{question} ").and_then(|()| err.flush());
+        let _unheard: io::Result<()> =
+            write!(err, "{} ", escaped(question)).and_then(|()| err.flush());
     }
 
     /// Says why the command failed.
     pub(crate) fn failure(&self, failure: &Failure) {
         match failure.lines() {
             Report::Nothing => {}
-            Report::Text(text) => talk_line(text.trim_end()),
+            Report::Text(text) => talk_line(&escaped(text.trim_end())),
             Report::Sentence { message, hint } => {
                 talk_line(&format!("{}{}", self.label("error", "1;31"), escaped(message)));
                 if let Some(hint) = hint {
@@ -150,6 +153,29 @@ fn escape_all_but(text: &str, keep: impl Fn(char) -> bool) -> String {
     safe
 }
 
+/// A value as JSON for [`Printer::text`].
+pub(crate) fn json(value: &impl Serialize) -> String {
+    // Text and numbers only: nothing in our values can fail to be JSON.
+    escaped_json(&serde_json::to_string_pretty(value).unwrap_or_default()) + "\n"
+}
+
+/// JSON whose strings may hold anything: what is dangerous and what JSON itself does not escape stands in strings only.
+fn escaped_json(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character == '\n' || !is_dangerous(character) {
+            safe.push(character);
+        } else {
+            let mut units = [0; 2];
+            for unit in character.encode_utf16(&mut units) {
+                // Infallible: a String can always grow.
+                let _: std::fmt::Result = write!(safe, "\\u{unit:04x}");
+            }
+        }
+    }
+    safe
+}
+
 /// Control characters move the cursor; the Unicode ones that reorder or hide text make a name look like another.
 fn is_dangerous(character: char) -> bool {
     character.is_control()
@@ -186,6 +212,15 @@ mod tests {
         assert_eq!(printer.label("error", "1;31"), "error: ");
         let printer = Printer { talk: Talk::Normal, colour: true };
         assert_eq!(printer.label("error", "1;31"), "\u{1b}[1;31merror:\u{1b}[0m ");
+    }
+
+    #[test]
+    fn json_is_the_same_value_and_moves_no_cursor() {
+        let value = ["a\u{1b}[2J", "\u{9b}31m", "txt.\u{202e}exe", "\u{7f}", "päth 名 🦀"];
+        let shown = escaped_json(&serde_json::to_string_pretty(&value).unwrap());
+        assert!(!shown.contains(|c| c != '\n' && is_dangerous(c)), "{shown:?}");
+        assert!(shown.contains("päth 名 🦀"), "{shown:?}");
+        assert_eq!(serde_json::from_str::<[String; 5]>(&shown).unwrap(), value);
     }
 
     proptest! {

@@ -10,6 +10,7 @@ use crate::context::Context;
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::keeper_client;
+use crate::printer;
 use crate::sandboxes::Sandboxes;
 
 /// Show everything about sandboxes as JSON
@@ -81,9 +82,7 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
             }
         }
     }
-    // Text and numbers only: nothing in it can fail to be JSON.
-    let text = serde_json::to_string_pretty(&entries).unwrap_or_default();
-    context.printer.text(&(text + "\n"))?;
+    context.printer.text(&printer::json(&entries))?;
     Ok(code)
 }
 

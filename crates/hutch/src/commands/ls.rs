@@ -11,6 +11,7 @@ use crate::context::Context;
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::plugin::Face;
+use crate::printer;
 use crate::sandboxes::Sandboxes;
 use crate::table;
 
@@ -128,17 +129,11 @@ fn entry(sandboxes: &Sandboxes, listed: Listed) -> Entry {
 }
 
 fn json(face: Face, entries: Vec<Entry>) -> String {
-    let text = match face {
-        Face::Hutch => serde_json::to_string_pretty(&SandboxList {
-            format_version: FORMAT_VERSION,
-            sandboxes: entries,
-        }),
-        Face::Docker => {
-            serde_json::to_string_pretty(&VmList { format_version: FORMAT_VERSION, vms: entries })
-        }
-    };
-    // Text and numbers only: nothing in it can fail to be JSON.
-    text.unwrap_or_default() + "\n"
+    let format_version = FORMAT_VERSION;
+    match face {
+        Face::Hutch => printer::json(&SandboxList { format_version, sandboxes: entries }),
+        Face::Docker => printer::json(&VmList { format_version, vms: entries }),
+    }
 }
 
 fn rows(face: Face, entries: &[Entry], whole: bool) -> String {

@@ -147,3 +147,21 @@ fn nobody_reads_the_output() {
         String::from_utf8_lossy(&output.stderr).contains("standard output could not be written")
     );
 }
+
+#[test]
+fn words_that_make_no_sense_are_told_without_their_control_characters() {
+    let world = World::new();
+    for words in [
+        &["exec", "--a\u{1b}[31mb"][..],
+        &["run", "--a\u{1b}[31mb"],
+        &["a\u{1b}[31mb"],
+        &["create", "--cpus", "\u{1b}[31m", "shell", "."],
+        &["exec", "--detach-keys", "ctrl-\u{1b}[31m", "box", "true"],
+        &["stop", "\u{1b}[31m"],
+    ] {
+        let run = world.hutch(words);
+        assert_ne!(run.code, 0, "{words:?}");
+        assert!(!run.stderr.is_empty(), "{words:?}");
+        assert!(!run.stderr.contains('\u{1b}'), "{words:?}: {:?}", run.stderr);
+    }
+}
