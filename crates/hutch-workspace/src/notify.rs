@@ -72,6 +72,13 @@ impl Notifier {
         self.send(Reply::new().inval_inode(node, true))
     }
 
+    /// The same beside an answer, by a thread that must not wait for the guest's count: that comes to such threads.
+    pub(crate) fn inval_inode_soon(&self, node: u64) {
+        locked(&self.flow).outstanding += 1;
+        // Whoever sends the answer notices when the guest is gone.
+        self.sender.send(Reply::new().inval_inode(node, true)).ok();
+    }
+
     /// The guest shall ask again what this name stands for.
     pub(crate) fn expire_entry(
         &self,

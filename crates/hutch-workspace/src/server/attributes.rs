@@ -35,8 +35,22 @@ impl Server {
             found = status(&**handle)?;
         }
         let attributes = self.attributes(node, handle, &found)?;
-        reply.put_attr_out(self.validity_in_place(node, &found), &attributes);
+        let valid = self.validity_in_place(node, &found);
+        self.notice_unwatched(node, valid, &found);
+        reply.put_attr_out(valid, &attributes);
         Ok(())
+    }
+
+    /// The guest asks about a file each time because it is not watched: then a change is noticed now or never. Its
+    /// cached content goes about when the answer arrives.
+    pub(super) fn notice_unwatched(&self, node: &Node, valid: u64, found: &Statx) {
+        if valid > 0 || node.kind != FileType::RegularFile || node.key.is_none() {
+            return;
+        }
+        let now = Some(time(found.stx_ctime));
+        if std::mem::replace(&mut locked(&node.own).known, now) != now {
+            self.notifier.inval_inode_soon(node.id);
+        }
     }
 
     /// The directory that the workspaces are in.

@@ -5,7 +5,8 @@ use rustix::io::Errno;
 
 use super::Server;
 use crate::abi::{DATA_MAX, Fallocate, ROOT, Read, Reply, WRITE_CACHE, WRITE_KILL_SUIDGID, Write};
-use crate::host::READ_DIRECTORY;
+use crate::host::{READ_DIRECTORY, status};
+use crate::locked::locked;
 
 /// Bytes copied by one request: a copy must not keep a thread for long.
 const COPY_MAX: usize = 32 << 20;
@@ -56,6 +57,13 @@ impl Server {
                 }
             }
         })?;
+        if append {
+            // The guest has put the bytes into its cache where it took the end to be.
+            let end = write.offset.checked_add(u64::try_from(written).unwrap_or(u64::MAX));
+            if Some(status(&*handle)?.stx_size) != end {
+                locked(&node.own).known = None;
+            }
+        }
         reply.put_u32(u32::try_from(written).unwrap_or(0));
         reply.put_u32(0);
         Ok(())

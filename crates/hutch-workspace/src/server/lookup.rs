@@ -123,6 +123,7 @@ impl Server {
             entry: if watched { VALID } else { 0 },
             attributes: self.validity(&node, watched, &found),
         };
+        self.notice_unwatched(&node, valid.attributes, &found);
         let entry = Entry { node: node.id, valid, attributes };
         Ok((node, entry))
     }

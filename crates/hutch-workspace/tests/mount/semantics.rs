@@ -93,9 +93,15 @@ fn a_file_above_four_gigabytes_and_a_directory_of_a_hundred_thousand() {
         .collect();
     seen.sort_unstable();
     assert!(seen.iter().copied().eq(0..100_000), "{} entries", seen.len());
+    fs::remove_dir_all(mount.host("many")).unwrap();
+    within("the removal", || (!mount.guest("many").exists()).then_some(()));
     // Removing while listing, as `rm -r` does.
-    fs::remove_dir_all(mount.guest("many")).unwrap();
-    assert!(!mount.host("many").exists());
+    fs::create_dir(mount.host("some")).unwrap();
+    for number in 0..3000 {
+        fs::write(mount.host(format!("some/{number}")), "").unwrap();
+    }
+    fs::remove_dir_all(mount.guest("some")).unwrap();
+    assert!(!mount.host("some").exists());
 }
 
 #[test]
@@ -289,7 +295,7 @@ fn refuses_all_changes(file: &Path, directory: &Path) {
 /// A writable workspace with a read-only directory and a read-only file inside, each a workspace of its own.
 fn mixed() -> Mount {
     Mount::with(|host| {
-        fs::create_dir_all(host.join("a/vendor/deep")).unwrap();
+        fs::create_dir_all(host.join("a/vendor/deep/below")).unwrap();
         fs::write(host.join("a/vendor/library"), "fixed").unwrap();
         fs::write(host.join("a/vendor/deep/file"), "fixed").unwrap();
         fs::write(host.join("secret"), "fixed").unwrap();
@@ -311,7 +317,7 @@ fn read_only_parts_of_a_writable_workspace_are_so_by_every_way() {
     fs::write(mount.guest("a/free"), "x").unwrap();
     refuses_all_changes(&mount.guest("a/vendor/library"), &mount.guest("a/vendor/deep"));
     refuses_all_changes(&mount.guest_of(1, "library"), &mount.guest_of(1, "deep"));
-    refuses_all_changes(&mount.guest("a/vendor/deep/file"), &mount.guest("a/vendor"));
+    refuses_all_changes(&mount.guest("a/vendor/deep/file"), &mount.guest("a/vendor/deep/below"));
     assert_eq!(errno(fs::write(mount.guest_of(2, "").parent().unwrap().join("2"), "x")), READ_ONLY);
     assert_eq!(errno(fs::write(mount.guest("secret"), "x")), READ_ONLY);
     // Over it, out of it, into it, exchanged with it; taking it along with a parent.
