@@ -293,8 +293,10 @@ fn other_version(name: &SandboxName, face: Face, error: &CallError) -> Failure {
 }
 
 fn not_started(store: &Store, name: &SandboxName, reason: &str) -> Failure {
-    Failure::host(format!("the sandbox `{name}` did not start: {reason}"))
-        .hint(format!("its logs are in {}", store.paths(name).logs().display()))
+    let logs = store.paths(name).logs();
+    // Somebody may have removed the sandbox meanwhile, with its logs.
+    let hint = logs.exists().then(|| format!("its logs are in {}", logs.display()));
+    Failure::host(format!("the sandbox `{name}` did not start: {reason}")).hint_if(hint)
 }
 
 /// Starts a keeper and returns when it listens, or another one does.

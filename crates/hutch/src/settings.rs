@@ -8,6 +8,7 @@ mod file;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -259,14 +260,17 @@ impl Settings {
     }
 
     fn layout(environment: &Environment) -> Result<Layout, Failure> {
+        let uid = rustix::process::geteuid().as_raw();
         Layout::resolve(&LayoutInputs {
             hutch_home: environment.path(HUTCH_HOME),
             hutch_images: environment.path(HUTCH_IMAGES),
             xdg_state_home: environment.path(XDG_STATE_HOME),
-            xdg_runtime_dir: environment.path(XDG_RUNTIME_DIR),
+            xdg_runtime_dir: environment
+                .path(XDG_RUNTIME_DIR)
+                .filter(|path| is_runtime_dir(path, uid)),
             xdg_config_home: environment.path(XDG_CONFIG_HOME),
             home: environment.path(HOME),
-            uid: rustix::process::geteuid().as_raw(),
+            uid,
         })
         .map_err(|error| Failure::from_error(Blame::User, &error))
     }
@@ -348,6 +352,11 @@ fn usual_memory() -> ByteSize {
     let step = MEMORY_MIN.bytes();
     let half = (bytes / 2 / step).max(1) * step;
     ByteSize::mib(half >> 20).clamp(MEMORY_MIN, MEMORY_USUAL)
+}
+
+/// After `su` or `sudo` the variable may still name the directory of another user, or one that has gone.
+fn is_runtime_dir(path: &Path, uid: u32) -> bool {
+    path.metadata().is_ok_and(|found| found.is_dir() && found.uid() == uid)
 }
 
 #[cfg(test)]

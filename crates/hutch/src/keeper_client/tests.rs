@@ -230,3 +230,25 @@ async fn a_keeper_that_cannot_be_talked_to_is_ended_by_a_signal() {
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15));
     assert!(!world.store.is_running(&world.name).unwrap());
 }
+
+#[test]
+fn logs_that_were_removed_with_their_sandbox_are_not_pointed_to() {
+    let world = World::new();
+    let said = || format!("{:?}", not_started(&world.store, &world.name, "odd"));
+    assert!(said().contains("its logs are in"), "{}", said());
+    world.store.remove(world.name.as_str(), Duration::ZERO).unwrap();
+    assert!(!said().contains("its logs are in"), "{}", said());
+}
+
+#[test]
+fn an_end_is_waited_for_so_long_and_no_longer() {
+    let world = World::new();
+    let ended = || has_ended(&world.store, &world.name, Duration::from_millis(1)).unwrap();
+    assert!(ended());
+    let lock = world.lock();
+    assert!(!ended());
+    drop(lock);
+    assert!(ended());
+    world.store.remove(world.name.as_str(), Duration::ZERO).unwrap();
+    assert!(ended());
+}

@@ -93,3 +93,22 @@ proptest! {
         let _parsed = FileConfig::parse(&text);
     }
 }
+
+#[test]
+fn a_runtime_directory_that_is_not_ours_is_not_used() {
+    let own = tempfile::tempdir().unwrap();
+    let file = own.path().join("file");
+    std::fs::File::create(&file).unwrap();
+    let gone = own.path().join("gone");
+    let uid = rustix::process::geteuid().as_raw();
+    let runtime = |path: &Path| {
+        let path = path.display().to_string();
+        let environment = Environment::from([("HOME", "/h"), ("XDG_RUNTIME_DIR", &path)]);
+        Settings::layout(&environment).unwrap().runtime
+    };
+    assert_eq!(runtime(own.path()), own.path().join("hutch"));
+    let private = PathBuf::from(format!("/tmp/hutch-{uid}"));
+    assert_eq!(runtime(&gone), private);
+    assert_eq!(runtime(&file), private);
+    assert!(!is_runtime_dir(own.path(), uid + 1));
+}
