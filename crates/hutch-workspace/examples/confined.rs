@@ -15,10 +15,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let writable = arguments.next().ok_or("a writable directory is needed")?;
     let fixed = arguments.next().ok_or("a read-only directory is needed")?;
     let (writable, fixed) = (Path::new(&writable), Path::new(&fixed));
-    let spec = WorkerSpec::new(vec![
-        WorkspaceSpec::new(writable, false),
-        WorkspaceSpec::new(fixed, true),
-    ]);
+    let spec =
+        WorkerSpec::new(vec![WorkspaceSpec::new(writable, false), WorkspaceSpec::new(fixed, true)]);
     let prepared = Prepared::open(spec)?;
     let report = confine(&prepared)?;
     let mut out = io::stdout();
@@ -42,10 +40,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tell("own-memory", File::open("/proc/self/mem").is_ok())?;
     tell("proc-root", File::open("/proc/self/root/etc/passwd").is_ok())?;
     tell("execute", hutch_sys::spawn::command("/bin/true").status().is_ok())?;
-    tell("tcp", TcpStream::connect("127.0.0.1:1").is_err_and(refused))?;
+    tell("tcp", TcpStream::connect("127.0.0.1:1").is_err_and(|error| refused(&error)))?;
     tell("listen", TcpListener::bind("127.0.0.1:0").is_ok())?;
     tell("udp", UdpSocket::bind("127.0.0.1:0").is_ok())?;
-    tell("unix", UnixStream::connect("/nonexistent").is_err_and(missing))?;
+    tell("unix", UnixStream::connect("/nonexistent").is_err_and(|error| missing(&error)))?;
     let other = rustix::process::Pid::from_raw(1).ok_or("a process")?;
     tell("signal", rustix::process::kill_process(other, rustix::process::Signal::CONT).is_ok())?;
     let unshared = rustix::thread::UnshareFlags::NEWUSER;
@@ -56,11 +54,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// The network was asked and said no.
-fn refused(error: io::Error) -> bool {
+fn refused(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ConnectionRefused
 }
 
 /// The socket was made and the name looked for.
-fn missing(error: io::Error) -> bool {
+fn missing(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
 }

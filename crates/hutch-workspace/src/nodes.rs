@@ -125,6 +125,8 @@ pub(crate) type ChangeTime = (i64, u32);
 pub(crate) struct OwnChanges {
     /// The file's change time when the guest's view was last known to be complete.
     pub(crate) known: Option<ChangeTime>,
+    /// The change time that the guest's own last change left: watchers there have heard of that.
+    pub(crate) left: Option<ChangeTime>,
     /// Open for writing since its creation, because its mode forbids to open it again.
     pub(crate) creator: Option<Handle>,
 }

@@ -175,7 +175,6 @@ impl Server {
         }
     }
 
-    #[expect(clippy::unused_self, reason = "one form for all operations")]
     fn init(&self, init: Init, reply: &mut Reply) -> Result<(), Errno> {
         const WANTED: u32 = init_flag::ASYNC_READ
             | init_flag::BIG_WRITES

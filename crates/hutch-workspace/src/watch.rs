@@ -179,10 +179,8 @@ impl Watcher {
                 tv_sec: wait.as_secs().try_into().unwrap_or(0),
                 tv_nsec: wait.subsec_nanos().into(),
             };
-            let mut wanted = [
-                PollFd::new(&self.inotify, PollFlags::IN),
-                PollFd::new(&self.stop, PollFlags::IN),
-            ];
+            let mut wanted =
+                [PollFd::new(&self.inotify, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
             match poll(&mut wanted, Some(&timeout)) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => return,

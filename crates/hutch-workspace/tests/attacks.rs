@@ -64,8 +64,7 @@ impl Guest {
         fs::write(root.path().join("outside/secret"), "secret").expect("a file");
         let (worker_end, stream) = UnixStream::pair().expect("a socket pair");
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
-        let spec =
-            WorkerSpec::new(vec![WorkspaceSpec::new(&root.path().join("workspace"), false)]);
+        let spec = WorkerSpec::new(vec![WorkspaceSpec::new(&root.path().join("workspace"), false)]);
         let log = fs::File::create(root.path().join("log")).expect("a log");
         let program = Path::new(env!("CARGO_BIN_EXE_hutch-workspace"));
         let worker = spawn(program, &spec, worker_end.into(), log).expect("a worker");
@@ -221,7 +220,10 @@ fn links_are_told_and_never_followed() {
     for name in ["absolute", "relative", "magic", "file"] {
         let link = guest.lookup(workspace, name.as_bytes()).node();
         let target = guest.ask(opcode::READLINK, link, &[]).ok();
-        assert_eq!(Path::new(std::ffi::OsStr::from_bytes(&target)), fs::read_link(guest.host(name)).unwrap());
+        assert_eq!(
+            Path::new(std::ffi::OsStr::from_bytes(&target)),
+            fs::read_link(guest.host(name)).unwrap()
+        );
         // Nothing below it, nothing in it, no change through it.
         assert_eq!(guest.lookup(link, b"secret").error, errno::NOTDIR);
         assert_eq!(guest.read(link).error, errno::INVAL);
@@ -276,7 +278,8 @@ fn a_directory_swapped_for_a_link_leads_nowhere() {
                 refused += 1;
             }
             // Files made through the name land in the workspace or nowhere.
-            let create = [&0o101_u32.to_le_bytes()[..], &0o644_u32.to_le_bytes(), &[0; 8], b"new\0"];
+            let create =
+                [&0o101_u32.to_le_bytes()[..], &0o644_u32.to_le_bytes(), &[0; 8], b"new\0"];
             guest.ask(opcode::CREATE, directory, &create.concat());
         }
         stop.store(true, Ordering::Relaxed);
@@ -338,8 +341,10 @@ fn a_fifo_blocks_nobody() {
 #[test]
 fn unknown_nodes_operations_and_bodies_are_errors() {
     let mut guest = Guest::new();
-    for opcode in (0..60).chain([4096, 1_048_576, 436_207_616, 0x4855_0001, 0x4855_0002, u32::MAX]) {
-        let answered = ![opcode::FORGET, opcode::BATCH_FORGET].contains(&opcode) && opcode < 0x4855_0000;
+    for opcode in (0..60).chain([4096, 1_048_576, 436_207_616, 0x4855_0001, 0x4855_0002, u32::MAX])
+    {
+        let answered =
+            ![opcode::FORGET, opcode::BATCH_FORGET].contains(&opcode) && opcode < 0x4855_0000;
         for node in [0, 999, u64::MAX] {
             for body in [&[][..], &[0; 3], &[0xff; 40], &[0; 200]] {
                 if answered {
@@ -422,7 +427,13 @@ fn random_bytes_after_a_good_header_are_survived() {
     fs::create_dir(guest.host("d")).unwrap();
     fs::write(guest.host("f"), "content").unwrap();
     let workspace = guest.workspace();
-    let nodes = [ROOT, workspace, guest.lookup(workspace, b"d").node(), guest.lookup(workspace, b"f").node(), 77];
+    let nodes = [
+        ROOT,
+        workspace,
+        guest.lookup(workspace, b"d").node(),
+        guest.lookup(workspace, b"f").node(),
+        77,
+    ];
     // A small generator of our own: the same on every run.
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     let mut random = move || {
@@ -433,7 +444,8 @@ fn random_bytes_after_a_good_header_are_survived() {
     };
     for _ in 0..20_000 {
         let opcode = u32::try_from(random() % 60).unwrap();
-        if [opcode::FORGET, opcode::BATCH_FORGET, opcode::DESTROY, opcode::SYNCFS].contains(&opcode) {
+        if [opcode::FORGET, opcode::BATCH_FORGET, opcode::DESTROY, opcode::SYNCFS].contains(&opcode)
+        {
             continue;
         }
         let node = nodes[usize::try_from(random() % 5).unwrap()];
@@ -468,8 +480,7 @@ fn a_taken_over_worker_reaches_its_workspaces_and_nothing_else() {
     }
     let test = std::env::current_exe().unwrap();
     let program = test.ancestors().nth(2).unwrap().join("examples/confined");
-    let output =
-        hutch_sys::spawn::command(program).arg(&writable).arg(&fixed).output().unwrap();
+    let output = hutch_sys::spawn::command(program).arg(&writable).arg(&fixed).output().unwrap();
     let told = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let allowed = ["complete", "read-inside", "write-inside"];

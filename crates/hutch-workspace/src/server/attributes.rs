@@ -135,7 +135,7 @@ impl Server {
         if let Some(mode) = changes.mode
             && node.kind != FileType::Symlink
         {
-            let mode = Mode::from_raw_mode(self.storable_mode(node.kind, mode));
+            let mode = Mode::from_raw_mode(Self::storable_mode(node.kind, mode));
             self.proc.set_mode(handle, mode)?;
         }
         self.record(node, handle, changes)?;
@@ -150,8 +150,7 @@ impl Server {
     }
 
     /// The permission bits that the host's file gets: a program made by the guest must not act for the host user.
-    #[expect(clippy::unused_self, reason = "a rule of the server")]
-    pub(super) fn storable_mode(&self, kind: FileType, mode: u32) -> u32 {
+    pub(super) fn storable_mode(kind: FileType, mode: u32) -> u32 {
         let mode = mode & 0o7777;
         if kind == FileType::RegularFile { mode & !SET_ID } else { mode }
     }
@@ -239,8 +238,9 @@ impl Server {
         let mut own = locked(&node.own);
         let complete = own.known == Some(time(status(handle)?.stx_ctime));
         let result = change();
+        own.left = status(handle).ok().map(|found| time(found.stx_ctime));
         if complete {
-            own.known = status(handle).ok().map(|found| time(found.stx_ctime));
+            own.known = own.left;
             if node.kind == FileType::RegularFile {
                 self.watcher.guest_wrote(node);
             }

@@ -41,7 +41,7 @@ impl Server {
         event: bool,
         reply: &mut Reply,
     ) -> Result<(), Errno> {
-        let mode = Mode::from_raw_mode(self.storable_mode(FileType::Directory, mode));
+        let mode = Mode::from_raw_mode(Self::storable_mode(FileType::Directory, mode));
         self.make(directory, name, event, reply, |handle| {
             rustix::fs::mkdirat(handle, name.as_c_str(), mode)
         })
@@ -60,7 +60,7 @@ impl Server {
         if !matches!(kind, FileType::RegularFile | FileType::Fifo | FileType::Socket) {
             return Err(Errno::PERM);
         }
-        let mode = Mode::from_raw_mode(self.storable_mode(kind, mode));
+        let mode = Mode::from_raw_mode(Self::storable_mode(kind, mode));
         self.make(directory, name, event, reply, |handle| {
             rustix::fs::mknodat(handle, name.as_c_str(), kind, mode, 0)
         })
@@ -125,7 +125,7 @@ impl Server {
         let watched = self.watch(&directory, &handle);
         let mut names = directory.names();
         self.space(&directory)?.may_change_entry(&self.proc, &handle, name)?;
-        let mode = Mode::from_raw_mode(self.storable_mode(FileType::RegularFile, create.mode));
+        let mode = Mode::from_raw_mode(Self::storable_mode(FileType::RegularFile, create.mode));
         // Always exclusive: what the host put there meanwhile may be a FIFO or a link.
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
@@ -178,7 +178,7 @@ impl Server {
         }
         let (directory, handle) = self.held_directory(directory)?;
         self.space(&directory)?.may_change(&self.proc, &handle)?;
-        let mode = Mode::from_raw_mode(self.storable_mode(FileType::RegularFile, create.mode));
+        let mode = Mode::from_raw_mode(Self::storable_mode(FileType::RegularFile, create.mode));
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC | OFlags::NOCTTY;
         let exclusive = OFlags::from_bits_retain(create.flags) & OFlags::EXCL;
         let file = rustix::fs::openat(&*handle, c".", flags | exclusive, mode)?;

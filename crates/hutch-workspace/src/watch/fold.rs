@@ -149,9 +149,8 @@ mod tests {
         batch.add(3, Some(c"new"), ReadFlags::MOVED_TO, 7);
         batch.add(3, Some(c"from elsewhere"), ReadFlags::MOVED_TO, 8);
         let mut batch = batch.paired();
-        let rename =
-            Rename { from: (2, c"old".into()), to: (3, c"new".into()), directory: false };
-        assert_eq!(batch.renames, [rename.clone()]);
+        let rename = Rename { from: (2, c"old".into()), to: (3, c"new".into()), directory: false };
+        assert_eq!(batch.renames, std::slice::from_ref(&rename));
         batch.explain(&rename);
         let left: Vec<_> =
             batch.changes.iter().map(|change| (change.created, change.deleted)).collect();

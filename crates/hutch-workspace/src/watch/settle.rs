@@ -49,7 +49,8 @@ impl Server {
         let real = Real::find(&handle, name);
         let belief = names.believed.get(&**name).copied();
         let agreed = self.agreed(belief, real.as_ref());
-        let outdated = change.of_name && self.disbelieve_unless(&node, &mut names, name, &real);
+        let outdated =
+            change.of_name && self.disbelieve_unless(&node, &mut names, name, real.as_ref());
         let mut foreign = |mark, count| (0..count).any(|_| !names.unmark(mark, name));
         let made = foreign(Mark::Made, change.created);
         let removed = foreign(Mark::Removed, change.deleted);
@@ -107,7 +108,7 @@ impl Server {
         let was_known = moved.is_some();
         let moved = moved.or_else(|| self.nodes.known(from.space, real.key));
         let mut names = to.names();
-        let outdated = self.disbelieve_unless(&to, &mut names, new_name, &Some(&real));
+        let outdated = self.disbelieve_unless(&to, &mut names, new_name, Some(&real));
         if let Some(moved) = &moved {
             // Reached by its new name from now on, with everything below it.
             self.nodes.believe(&to, &mut names, new_name, moved);
@@ -133,14 +134,13 @@ impl Server {
 
     /// Writes down that the guest's belief in a name is over, unless it agrees with what is there; says whether the
     /// guest must be told.
-    fn disbelieve_unless<R: std::borrow::Borrow<Real>>(
+    fn disbelieve_unless(
         &self,
         directory: &Node,
         names: &mut Names,
         name: &CStr,
-        real: &Option<R>,
+        real: Option<&Real>,
     ) -> bool {
-        let real = real.as_ref().map(R::borrow);
         let belief = names.believed.get(name).copied();
         let right = match belief {
             None => true,
@@ -165,7 +165,7 @@ impl Server {
         self.notifier.inval_inode(directory.id)
     }
 
-    /// Says whether what is there changed otherwise than by the guest; drops the guest's caches of it if so.
+    /// Drops the guest's caches of what is there if they are out of date; says whether watchers have not heard of it.
     fn content_changed(
         &self,
         space: usize,
@@ -184,14 +184,15 @@ impl Server {
         // Read before it is told: what changes later is another event.
         let Ok(found) = status(handle) else { return Ok(false) };
         let now = Some(time(found.stx_ctime));
-        if own.known == now {
-            return Ok(false);
-        }
+        let outdated = own.known != now;
+        let foreign = own.left != now;
         own.known = now;
         drop(own);
-        self.watcher.host_changed();
-        self.notifier.inval_inode(node.id)?;
-        Ok(true)
+        if outdated {
+            self.watcher.host_changed();
+            self.notifier.inval_inode(node.id)?;
+        }
+        Ok(foreign)
     }
 
     /// Everything that the guest believes is out of date.

@@ -51,12 +51,7 @@ fn what_a_write_returned_for_is_on_the_host() {
     }
     // The host appends, then the guest: nobody overwrites the other.
     let mut append = fs::File::options().append(true).open(mount.guest("log")).unwrap();
-    fs::File::options()
-        .append(true)
-        .open(mount.host("log"))
-        .unwrap()
-        .write_all(b"host\n")
-        .unwrap();
+    fs::File::options().append(true).open(mount.host("log")).unwrap().write_all(b"host\n").unwrap();
     append.write_all(b"guest\n").unwrap();
     assert_eq!(fs::read_to_string(mount.host("log")).unwrap(), "one\ntwo\nhost\nguest\n");
     within("both appended lines", || {
@@ -146,10 +141,7 @@ fn owners_are_mapped_and_changes_of_owner_remembered_but_not_applied() {
     assert_eq!(names, 0);
     let mut value = [0_u8; 64];
     let record = c"user.hutch.owner";
-    assert_eq!(
-        rustix::fs::getxattr(mount.guest("made"), record, &mut value),
-        Err(Errno::NODATA)
-    );
+    assert_eq!(rustix::fs::getxattr(mount.guest("made"), record, &mut value), Err(Errno::NODATA));
     let set = rustix::fs::setxattr(
         mount.guest("made"),
         record,
@@ -160,10 +152,7 @@ fn owners_are_mapped_and_changes_of_owner_remembered_but_not_applied() {
     assert_eq!(rustix::fs::getxattr(mount.host("made"), record, &mut value), Ok(11));
     // Back to the usual owner: no record is left.
     chown(mount.guest("made"), Some(1000), Some(1000)).unwrap();
-    assert_eq!(
-        rustix::fs::getxattr(mount.host("made"), record, &mut value),
-        Err(Errno::NODATA)
-    );
+    assert_eq!(rustix::fs::getxattr(mount.host("made"), record, &mut value), Err(Errno::NODATA));
 }
 
 #[test]
@@ -185,14 +174,19 @@ fn set_id_bits_never_reach_the_host_and_go_when_they_should() {
     fs::set_permissions(&guest, fs::Permissions::from_mode(0o4777)).unwrap();
     let mut writer = hutch_sys::spawn::command("sh");
     std::os::unix::process::CommandExt::uid(&mut writer, 1000);
-    let status =
-        writer.args(["-c", "printf y >> \"$1\"", "sh"]).arg(&guest).status().unwrap();
+    let status = writer.args(["-c", "printf y >> \"$1\"", "sh"]).arg(&guest).status().unwrap();
     assert!(status.success());
     assert_eq!((bits(&guest), bits(&host)), (0o777, 0o777));
     assert_eq!(fs::read_to_string(&host).unwrap(), "xy");
     // Made with them.
-    mknodat(CWD, &guest.with_extension("made"), FileType::RegularFile, Mode::from_raw_mode(0o4755), 0)
-        .unwrap();
+    mknodat(
+        CWD,
+        &guest.with_extension("made"),
+        FileType::RegularFile,
+        Mode::from_raw_mode(0o4755),
+        0,
+    )
+    .unwrap();
     assert_eq!(bits(&host.with_extension("made")), 0o755);
     // A host file with them acts for nobody in the guest.
     fs::write(mount.host("hosts"), "x").unwrap();
@@ -224,8 +218,9 @@ fn special_files_are_made_and_never_opened() {
     within("the fifo", || mount.guest("hosts").exists().then_some(()));
     // More readers wait than the worker has threads.
     std::thread::scope(|scope| {
-        let readers: Vec<_> =
-            (0..20).map(|_| scope.spawn(|| fs::File::open(mount.guest("hosts")).unwrap())).collect();
+        let readers: Vec<_> = (0..20)
+            .map(|_| scope.spawn(|| fs::File::open(mount.guest("hosts")).unwrap()))
+            .collect();
         fs::write(mount.guest("beside"), "x").unwrap();
         assert_eq!(fs::read_to_string(mount.guest("beside")).unwrap(), "x");
         let mut writer = fs::File::options().write(true).open(mount.guest("hosts")).unwrap();
@@ -253,7 +248,9 @@ fn nothing_in_a_read_only_workspace_changes() {
     assert_eq!(fs::read_dir(mount.host("")).unwrap().count(), 2);
     // The host may.
     fs::write(mount.host("file"), "newer").unwrap();
-    within("the change", || (fs::read_to_string(mount.guest("file")).unwrap() == "newer").then_some(()));
+    within("the change", || {
+        (fs::read_to_string(mount.guest("file")).unwrap() == "newer").then_some(())
+    });
 }
 
 /// Every operation that could change a file or a directory.
@@ -276,8 +273,7 @@ fn refuses_all_changes(file: &Path, directory: &Path) {
     let now = std::time::SystemTime::now();
     let times = fs::FileTimes::new().set_modified(now);
     assert_eq!(errno(fs::File::open(file).and_then(|f| f.set_times(times))), READ_ONLY);
-    let set =
-        rustix::fs::setxattr(file, c"user.note", b"x", rustix::fs::XattrFlags::empty());
+    let set = rustix::fs::setxattr(file, c"user.note", b"x", rustix::fs::XattrFlags::empty());
     assert_eq!(set, Err(Errno::ROFS));
     let open = fs::File::options().write(true).open(file).unwrap();
     let allocated = rustix::fs::fallocate(&open, rustix::fs::FallocateFlags::empty(), 0, 100);
