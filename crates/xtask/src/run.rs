@@ -17,7 +17,7 @@ show uname -srm
 show pwd
 show id
 show git log --oneline -1
-printf '\n$ echo "from inside" > %s\n' "$1"
+printf '\n$ echo "written by $(id -un) on kernel $(uname -r)" > %s\n' "$1"
 echo "written by $(id -un) on kernel $(uname -r)" > "$1"
 "#;
 
@@ -36,16 +36,11 @@ pub(crate) fn run(prefix: &Path) -> anyhow::Result<()> {
             .with_context(|| format!("cannot remove {}", outside.display()))?;
     }
     println!("$ hutch run shell . -- -c '…'");
-    run_command(command(&hutch).args([
-        "run",
-        "shell",
-        ".",
-        "--",
-        "-c",
-        TRANSCRIPT,
-        "transcript",
-        witness,
-    ]))?;
+    let words = ["run", "shell", ".", "--", "-c", TRANSCRIPT, "transcript", witness];
+    let status = command(&hutch).args(words).status().context("cannot run hutch")?;
+    if !status.success() {
+        bail!("the sandbox ended with {status}");
+    }
     let text =
         fs::read_to_string(&outside).context("the file written in the sandbox is not here")?;
     let owner = fs::metadata(&outside)?.uid();

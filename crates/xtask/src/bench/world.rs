@@ -93,41 +93,38 @@ impl World {
 
     /// The VM of the running sandbox, as its processes' command lines tell it.
     pub(crate) fn machine(&self) -> anyhow::Result<Machine> {
-        let processes = processes()?;
-        let find = |program: &str| {
-            processes.iter().find(|process| process.program.starts_with(program)).cloned()
-        };
-        let keeper = processes
-            .iter()
-            .find(|process| {
-                process.program == "hutch-keeper"
-                    && process
-                        .arguments
-                        .iter()
-                        .any(|word| word.starts_with(&*self.root.to_string_lossy()))
-            })
-            .context("no keeper runs")?;
-        let vmm = find("qemu-system").context("no VMM runs")?;
-        Ok(Machine { keeper: keeper.arguments.clone(), vmm: vmm.arguments })
+        let mut family = self.family()?.into_iter();
+        let keeper = family.next().context("no keeper runs")?;
+        let vmm = family
+            .find(|process| process.program.starts_with("qemu-system"))
+            .context("no VMM runs")?;
+        Ok(Machine { keeper: keeper.arguments, vmm: vmm.arguments })
     }
 
     /// Proportional memory of each program of the running sandbox in MiB.
     pub(crate) fn memory(&self) -> anyhow::Result<BTreeMap<String, f64>> {
         let mut memory = BTreeMap::new();
-        for process in processes()? {
-            let ours = ["hutch-keeper", "hutch-workspace"].contains(&process.program.as_str())
-                || process.program.starts_with("qemu-system");
-            if !ours {
-                continue;
-            }
-            let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", process.pid))
-                .unwrap_or_default();
+        for process in self.family()? {
+            let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", process.pid))?;
             let pss = rollup.lines().find_map(|line| {
                 line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse::<f64>().ok()
             });
             *memory.entry(process.program).or_insert(0.0) += pss.unwrap_or_default() / 1024.0;
         }
         Ok(memory)
+    }
+
+    /// The keeper of our sandbox, then everything that it started.
+    fn family(&self) -> anyhow::Result<Vec<Process>> {
+        let all = processes()?;
+        let root = self.root.to_string_lossy();
+        let keeper = all.iter().find(|process| {
+            process.program == "hutch-keeper"
+                && process.arguments.iter().any(|word| word.starts_with(&*root))
+        });
+        let Some(keeper) = keeper.cloned() else { return Ok(Vec::new()) };
+        let children = all.into_iter().filter(|process| process.parent == keeper.pid);
+        Ok([keeper.clone()].into_iter().chain(children).collect())
     }
 }
 
@@ -179,6 +176,7 @@ fn after<'a>(arguments: &'a [String], name: &str) -> anyhow::Result<&'a str> {
 #[derive(Debug, Clone)]
 struct Process {
     pid: u32,
+    parent: u32,
     program: String,
     arguments: Vec<String>,
 }
@@ -196,7 +194,14 @@ fn processes() -> anyhow::Result<Vec<Process>> {
             .collect();
         let program =
             arguments.first().map(|path| path.rsplit('/').next().unwrap_or(path).to_owned());
-        found.push(Process { pid, program: program.unwrap_or_default(), arguments });
+        let Some(parent) = parent(&entry.path()) else { continue };
+        found.push(Process { pid, parent, program: program.unwrap_or_default(), arguments });
     }
     Ok(found)
+}
+
+/// The second number after the name in parentheses (proc_pid_stat(5)).
+fn parent(process: &Path) -> Option<u32> {
+    let stat = fs::read_to_string(process.join("stat")).ok()?;
+    stat[stat.rfind(')')? + 1..].split_whitespace().nth(1)?.parse().ok()
 }
