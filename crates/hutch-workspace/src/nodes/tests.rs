@@ -1,3 +1,5 @@
+#![expect(clippy::disallowed_methods, reason = "these files are for the moment of a test")]
+
 use std::ffi::CString;
 use std::fs;
 use std::path::Path;
@@ -14,30 +16,32 @@ struct Place {
 }
 
 fn place(descriptors_max: usize) -> Place {
-    let directory = TempDir::new().unwrap();
+    let directory = TempDir::new().expect("it works");
     let nodes = Nodes::new(descriptors_max);
     let root = open(directory.path());
-    let root = nodes.add_root(0, Arc::clone(&root), &status(&*root).unwrap());
+    let root = nodes.add_root(0, Arc::clone(&root), &status(&*root).expect("it works"));
     Place { directory, nodes, root }
 }
 
 fn open(path: &Path) -> Handle {
     let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW;
-    Arc::new(rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap())
+    Arc::new(rustix::fs::open(path, flags, rustix::fs::Mode::empty()).expect("it works"))
 }
 
 impl Place {
     /// What a lookup does.
     fn enter(&self, parent: &Arc<Node>, name: &CStr) -> Arc<Node> {
-        let name = Name::parse(name).unwrap();
-        let handle = Arc::new(hold(&*self.nodes.handle(parent).unwrap(), name).unwrap());
-        let node = self.nodes.adopt(0, &handle, &status(&*handle).unwrap()).unwrap();
+        let name = Name::parse(name).expect("it works");
+        let handle =
+            Arc::new(hold(&*self.nodes.handle(parent).expect("it works"), name).expect("it works"));
+        let node =
+            self.nodes.adopt(0, &handle, &status(&*handle).expect("it works")).expect("it works");
         self.nodes.believe(parent, &mut parent.names(), name.as_c_str(), &node);
         node
     }
 
     fn make(&self, name: &str) {
-        fs::write(self.directory.path().join(name), "x").unwrap();
+        fs::write(self.directory.path().join(name), "x").expect("it works");
     }
 }
 

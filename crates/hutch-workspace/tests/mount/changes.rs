@@ -1,5 +1,7 @@
 //! Changes on the host: seen in the guest at once, and noticed by its watchers.
 
+#![expect(clippy::disallowed_methods, reason = "these files are for the moment of a test")]
+
 use std::ffi::OsString;
 use std::fs;
 use std::mem::MaybeUninit;
@@ -22,14 +24,15 @@ struct GuestWatch {
 
 impl GuestWatch {
     fn of(directory: &Path) -> Self {
-        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).unwrap();
+        let inotify =
+            inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).expect("it works");
         let interest = WatchFlags::CREATE
             | WatchFlags::DELETE
             | WatchFlags::MOVE
             | WatchFlags::MODIFY
             | WatchFlags::CLOSE_WRITE
             | WatchFlags::ATTRIB;
-        inotify::add_watch(&inotify, directory, interest).unwrap();
+        inotify::add_watch(&inotify, directory, interest).expect("it works");
         Self { inotify, heard: Vec::new() }
     }
 
@@ -51,7 +54,7 @@ impl GuestWatch {
 
     fn read(&mut self, at_most: Duration) {
         let timeout = Timespec { tv_sec: 0, tv_nsec: at_most.subsec_nanos().into() };
-        poll(&mut [PollFd::new(&self.inotify, PollFlags::IN)], Some(&timeout)).unwrap();
+        poll(&mut [PollFd::new(&self.inotify, PollFlags::IN)], Some(&timeout)).expect("it works");
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
         while let Ok(event) = reader.next() {

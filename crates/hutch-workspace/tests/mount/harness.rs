@@ -3,13 +3,14 @@
 //! Needs `/dev/fuse` and the right to mount: without them each test says so and passes as skipped.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use hutch_init::workspace::{WorkspacePump, start};
+use hutch_init::workspace::{self, WorkspacePump};
 use hutch_workspace::{Prepared, ServeError, Worker, WorkerSpec, WorkspaceSpec, spawn};
 use tempfile::TempDir;
 
@@ -37,7 +38,7 @@ pub(crate) fn can_mount() -> bool {
     let can = rustix::process::geteuid().is_root()
         && fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
     if !can {
-        eprintln!("skipped: needs root and /dev/fuse");
+        writeln!(std::io::stderr(), "skipped: needs root and /dev/fuse").ok();
     }
     can
 }
@@ -65,7 +66,7 @@ impl Mount {
         rustix::process::umask(rustix::fs::Mode::empty());
         let prepared = limit(Prepared::open(WorkerSpec::new(specs)).expect("the workspaces"));
         let worker = std::thread::spawn(move || prepared.serve(worker_end.into()));
-        Self::mount(root, Serving::Threads(Some(worker)), guest_end, host_end)
+        Self::start(root, Serving::Threads(Some(worker)), guest_end, host_end)
     }
 
     /// The worker program in its jail, started by root, for a workspace of an ordinary user.
@@ -79,7 +80,7 @@ impl Mount {
         let log = fs::File::create(root.path().join("log")).expect("a log");
         let spec = WorkerSpec::new(specs);
         let worker = spawn(program, &spec, worker_end.into(), log).expect("a worker");
-        Self::mount(root, Serving::Program(worker), guest_end, host_end)
+        Self::start(root, Serving::Program(worker), guest_end, host_end)
     }
 
     fn places() -> (TempDir, PathBuf) {
@@ -92,7 +93,7 @@ impl Mount {
         (root, host)
     }
 
-    fn mount(root: TempDir, worker: Serving, guest_end: UnixStream, host_end: UnixStream) -> Self {
+    fn start(root: TempDir, worker: Serving, guest_end: UnixStream, host_end: UnixStream) -> Self {
         let mount = root.path().join("mount");
         // A request without an answer cannot be killed, and the device stays open while it waits: whatever goes wrong,
         // the connection must be gone before the test runner's patience is.
@@ -101,7 +102,7 @@ impl Mount {
             std::thread::sleep(Duration::from_secs(50));
             rustix::mount::unmount(abandoned, rustix::mount::UnmountFlags::FORCE).ok();
         });
-        let pump = start(guest_end.into(), &mount).expect("the mount");
+        let pump = workspace::start(guest_end.into(), &mount).expect("the mount");
         Self { root, pump: Some(pump), worker, host_end }
     }
 
@@ -143,7 +144,7 @@ impl Drop for Mount {
                 let ended = worker.wait(Duration::from_secs(10)).expect("a child");
                 let log = fs::read_to_string(self.root.path().join("log")).expect("a log");
                 if std::thread::panicking() {
-                    eprintln!("{ended:?} {log}");
+                    writeln!(std::io::stderr(), "{ended:?} {log}").ok();
                 } else {
                     assert!(ended.expect("it ends with the stream").success(), "{log}");
                 }

@@ -21,7 +21,7 @@ const AGENT: u32 = 1000;
 fn can_run() -> bool {
     let python = Path::new("/usr/bin/python3").exists();
     if !python {
-        eprintln!("skipped: needs python3");
+        writeln!(std::io::stderr(), "skipped: needs python3").ok();
     }
     python && can_mount()
 }
@@ -56,18 +56,19 @@ impl Side {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .unwrap();
-        let (to, from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+            .expect("it works");
+        let (to, from) =
+            (child.stdin.take().expect("it works"), child.stdout.take().expect("it works"));
         Self { child, to, from: BufReader::new(from) }
     }
 
     fn say(&mut self, line: &str) {
-        writeln!(self.to, "{line}").unwrap();
+        writeln!(self.to, "{line}").expect("it works");
     }
 
     fn hear(&mut self) -> String {
         let mut line = String::new();
-        self.from.read_line(&mut line).unwrap();
+        self.from.read_line(&mut line).expect("it works");
         line.trim_end().to_owned()
     }
 

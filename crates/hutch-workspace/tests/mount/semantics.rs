@@ -1,5 +1,7 @@
 //! What is particular to workspaces: whose files are, what is read-only, what goes when the worker goes.
 
+#![expect(clippy::disallowed_methods, reason = "these files are for the moment of a test")]
+
 use std::fs;
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown, symlink};
@@ -12,7 +14,7 @@ use rustix::io::Errno;
 use crate::harness::{HOST_USER, Mount, can_mount, chown_all, within};
 
 fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> Option<i32> {
-    result.unwrap_err().raw_os_error()
+    result.expect_err("it is refused").raw_os_error()
 }
 
 const READ_ONLY: Option<i32> = Some(30);
@@ -181,7 +183,7 @@ fn set_id_bits_never_reach_the_host_and_go_when_they_should() {
     // Made with them.
     mknodat(
         CWD,
-        &guest.with_extension("made"),
+        guest.with_extension("made"),
         FileType::RegularFile,
         Mode::from_raw_mode(0o4755),
         0,
@@ -256,7 +258,7 @@ fn nothing_in_a_read_only_workspace_changes() {
 /// Every operation that could change a file or a directory.
 fn refuses_all_changes(file: &Path, directory: &Path) {
     let beside = |name: &str| file.with_file_name(name);
-    let content = fs::read(file).unwrap();
+    let content = fs::read(file).expect("it works");
     // Opening is the guest's own affair; writing is not.
     let written = fs::File::options().append(true).open(file).and_then(|mut f| f.write_all(b"x"));
     assert_eq!(errno(written), READ_ONLY);
@@ -275,7 +277,7 @@ fn refuses_all_changes(file: &Path, directory: &Path) {
     assert_eq!(errno(fs::File::open(file).and_then(|f| f.set_times(times))), READ_ONLY);
     let set = rustix::fs::setxattr(file, c"user.note", b"x", rustix::fs::XattrFlags::empty());
     assert_eq!(set, Err(Errno::ROFS));
-    let open = fs::File::options().write(true).open(file).unwrap();
+    let open = fs::File::options().write(true).open(file).expect("it works");
     let allocated = rustix::fs::fallocate(&open, rustix::fs::FallocateFlags::empty(), 0, 100);
     assert_eq!(allocated, Err(Errno::ROFS));
     for place in [directory.to_owned(), directory.join("")] {
@@ -285,16 +287,16 @@ fn refuses_all_changes(file: &Path, directory: &Path) {
         let made = mknodat(CWD, place.join("new"), FileType::Fifo, Mode::RUSR, 0);
         assert_eq!(made, Err(Errno::ROFS));
     }
-    assert_eq!(fs::read(file).unwrap(), content);
+    assert_eq!(fs::read(file).expect("it works"), content);
 }
 
 /// A writable workspace with a read-only directory and a read-only file inside, each a workspace of its own.
 fn mixed() -> Mount {
     Mount::with(|host| {
-        fs::create_dir_all(host.join("a/vendor/deep/below")).unwrap();
-        fs::write(host.join("a/vendor/library"), "fixed").unwrap();
-        fs::write(host.join("a/vendor/deep/file"), "fixed").unwrap();
-        fs::write(host.join("secret"), "fixed").unwrap();
+        fs::create_dir_all(host.join("a/vendor/deep/below")).expect("it works");
+        fs::write(host.join("a/vendor/library"), "fixed").expect("it works");
+        fs::write(host.join("a/vendor/deep/file"), "fixed").expect("it works");
+        fs::write(host.join("secret"), "fixed").expect("it works");
         vec![
             WorkspaceSpec::new(host, false),
             WorkspaceSpec::new(&host.join("a/vendor"), true),
