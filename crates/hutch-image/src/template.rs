@@ -25,7 +25,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::Progress;
-use crate::cache::{Cache, CacheError, Draft};
+use crate::cache::{Cache, CacheError, Draft, Locked};
 use crate::digest::{self, Key};
 pub use crate::template::build::BuildError;
 pub use crate::template::disk::DiskError;
@@ -142,6 +142,20 @@ struct Manifest {
     user: Option<String>,
 }
 
+impl Manifest {
+    /// Of a template made now that says nothing of its sessions.
+    fn new(name: &str, source: &str) -> Self {
+        Self {
+            format_version: FORMAT_VERSION,
+            name: name.to_owned(),
+            source: source.to_owned(),
+            made: now(),
+            environment: BTreeMap::new(),
+            user: None,
+        }
+    }
+}
+
 /// What is to be made, and what tells it from others.
 enum Source {
     Recipe(Box<Recipe>),
@@ -156,7 +170,7 @@ pub fn template(
     options: &TemplateOptions,
     progress: &dyn Progress,
 ) -> Result<Template, TemplateError> {
-    let (source, key) = resolve(&options.name)?;
+    let (source, key) = resolve(&options.name, progress)?;
     let cache = Cache::new(options.images.join("templates"));
     let is_recipe = matches!(source, Source::Recipe(_));
     let asked = now();
@@ -177,13 +191,12 @@ pub fn template(
     }
     let tools = Toolbox::new(&options.environment, &log, locked.file())
         .map_err(CacheError::io("create", &log))?;
-    let disk_failed = |source| TemplateError::Disk { name: options.name.clone(), source };
-    let namespace = Namespace::of_caller(&tools).map_err(|error| disk_failed(error.into()))?;
-    for path in locked.leftovers()? {
-        namespace.remove(&tools, &path).map_err(|error| disk_failed(error.into()))?;
-    }
-    let draft = locked.begin("template")?;
-    let manifest = fill(&draft, &source, &key, &tools, namespace, options, progress)?;
+    let (draft, manifest) = if let Source::File { path, kind: disk::Kind::Image } = &source {
+        copy_image(&locked, path, Manifest::new(&options.name, &key), progress)?
+    } else {
+        let builder = Builder::new(&tools, &locked, options, progress)?;
+        builder.build(&source, Manifest::new(&options.name, &key))?
+    };
     let digest =
         Key::default().part("source", &key).part("made", manifest.made.to_le_bytes()).finish();
     draft.publish_as(&digest, &manifest)?;
@@ -201,7 +214,7 @@ pub fn template_image(images: &Path, name: &str, digest: &str) -> Result<Templat
     is_digest.then(|| load(&cache, key, name)).flatten().ok_or_else(gone)
 }
 
-fn resolve(name: &str) -> Result<(Source, String), TemplateError> {
+fn resolve(name: &str, progress: &dyn Progress) -> Result<(Source, String), TemplateError> {
     if let Some(recipe) = Recipe::named(name) {
         let key = recipe.key();
         return Ok((Source::Recipe(Box::new(recipe)), key));
@@ -213,51 +226,86 @@ fn resolve(name: &str) -> Result<(Source, String), TemplateError> {
     }
     let failed = |source| TemplateError::Input { path: path.clone(), source };
     let kind = disk::kind_of(&path).map_err(failed)?;
+    progress.step("reading the template");
     let key = digest::of_file(&path).map_err(failed)?;
     Ok((Source::File { path, kind }, key))
 }
 
-/// Puts the image into the draft, alone.
-fn fill(
-    draft: &Draft,
-    source: &Source,
-    key: &str,
-    tools: &Toolbox,
-    namespace: Namespace,
-    options: &TemplateOptions,
+/// A disk image is used as it is, for which nothing needs to be installed.
+fn copy_image(
+    locked: &Locked<'_>,
+    path: &Path,
+    manifest: Manifest,
     progress: &dyn Progress,
-) -> Result<Manifest, TemplateError> {
-    let name = &options.name;
+) -> Result<(Draft, Manifest), TemplateError> {
+    progress.step("copying the template");
+    for left in locked.leftovers()? {
+        // What somebody's build left behind may need a namespace to be removed; then the next build does that.
+        if let Err(error) = crate::cache::remove(&left) {
+            tracing::info!(%error, path = %left.display(), "not removed");
+        }
+    }
+    let draft = locked.begin("image")?;
     let image = draft.path().join(IMAGE);
-    let mut manifest = Manifest {
-        format_version: FORMAT_VERSION,
-        name: name.clone(),
-        source: key.to_owned(),
-        made: now(),
-        environment: BTreeMap::new(),
-        user: None,
-    };
-    let archive = match source {
-        Source::Recipe(recipe) => {
-            manifest.environment.clone_from(&recipe.environment);
-            manifest.user = Some(recipe.user.clone());
-            let mirror = options.mirror.as_deref();
-            build::build(tools, namespace, recipe, mirror, draft.path(), progress)
-                .map_err(|source| TemplateError::Build { name: name.clone(), source })?
+    fs::copy(path, &image).map_err(CacheError::io("write", &image))?;
+    Ok((draft, manifest))
+}
+
+/// Makes a disk image of a root file system.
+struct Builder<'a> {
+    tools: &'a Toolbox,
+    namespace: Namespace,
+    draft: Draft,
+    options: &'a TemplateOptions,
+    progress: &'a dyn Progress,
+}
+
+impl<'a> Builder<'a> {
+    /// Checks that everything is there that the work needs, and clears the place.
+    fn new(
+        tools: &'a Toolbox,
+        locked: &Locked<'_>,
+        options: &'a TemplateOptions,
+        progress: &'a dyn Progress,
+    ) -> Result<Self, TemplateError> {
+        let failed = |source| TemplateError::Disk { name: options.name.clone(), source };
+        tools
+            .require("mkfs.erofs", "-V", disk::MKFS_PACKAGE)
+            .map_err(|error| failed(error.into()))?;
+        let namespace = Namespace::of_caller(tools).map_err(|error| failed(error.into()))?;
+        for path in locked.leftovers()? {
+            namespace.remove(tools, &path).map_err(|error| failed(error.into()))?;
         }
-        Source::File { path, kind: disk::Kind::Image } => {
-            progress.step("copying the template");
-            fs::copy(path, &image).map_err(CacheError::io("write", &image))?;
-            return Ok(manifest);
-        }
-        Source::File { path, kind: disk::Kind::Archive } => path.clone(),
-    };
-    progress.step("making the template's disk");
-    let tree = draft.path().join("tree");
-    disk::make(tools, namespace, &archive, &tree, &image)
-        .map_err(|source| TemplateError::Disk { name: name.clone(), source })?;
-    clear(draft.path())?;
-    Ok(manifest)
+        let draft = locked.begin("template")?;
+        Ok(Self { tools, namespace, draft, options, progress })
+    }
+
+    /// Puts the image into the draft, alone.
+    fn build(
+        self,
+        source: &Source,
+        mut manifest: Manifest,
+    ) -> Result<(Draft, Manifest), TemplateError> {
+        let name = &self.options.name;
+        let directory = self.draft.path();
+        let archive = match source {
+            Source::Recipe(recipe) => {
+                manifest.environment.clone_from(&recipe.environment);
+                manifest.user = Some(recipe.user.clone());
+                let mirror = self.options.mirror.as_deref();
+                let (tools, namespace) = (self.tools, self.namespace);
+                build::build(tools, namespace, recipe, mirror, directory, self.progress)
+                    .map_err(|source| TemplateError::Build { name: name.clone(), source })?
+            }
+            Source::File { path, .. } => path.clone(),
+        };
+        self.progress.step("making the template's disk");
+        let (tree, image) = (directory.join("tree"), directory.join(IMAGE));
+        disk::make(self.tools, self.namespace, &archive, &tree, &image)
+            .map_err(|source| TemplateError::Disk { name: name.clone(), source })?;
+        clear(directory)?;
+        Ok((self.draft, manifest))
+    }
 }
 
 /// Removes everything that was only needed on the way.

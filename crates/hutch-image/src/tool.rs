@@ -76,7 +76,23 @@ impl Toolbox {
         let mut command = hutch_sys::spawn::command(program.as_ref());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let program = program.as_ref().to_string_lossy().into_owned();
-        Tool { toolbox: self, command, program, package }
+        Tool { toolbox: self, command, shown: program.clone(), program, package }
+    }
+
+    /// Fails when `program` is not installed, before any work is done that would be for nothing.
+    ///
+    /// `version` is an option with which it does nothing but tell its version.
+    pub(crate) fn require(
+        &self,
+        program: &str,
+        version: &str,
+        package: &'static str,
+    ) -> Result<(), ToolError> {
+        match self.tool(program, package).arg(version).output() {
+            // Some programs tell their version and fail.
+            Ok(_) | Err(ToolError::Failed { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Writes a line of ours between those of the tools.
@@ -119,10 +135,18 @@ pub(crate) struct Tool<'a> {
     toolbox: &'a Toolbox,
     command: Command,
     program: String,
+    /// Whose failure it is, when `program` only starts another.
+    shown: String,
     package: &'static str,
 }
 
 impl Tool<'_> {
+    /// The program that does the work, where this one only starts it.
+    pub(crate) fn on_behalf_of(mut self, program: &str) -> Self {
+        program.clone_into(&mut self.shown);
+        self
+    }
+
     /// Adds an argument.
     pub(crate) fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
         self.command.arg(argument);
@@ -156,7 +180,7 @@ impl Tool<'_> {
         }
         let log = self.toolbox.log_path.clone();
         let last_line = reason.into_line();
-        Err(ToolError::Failed { program: self.program, status, last_line, log })
+        Err(ToolError::Failed { program: self.shown, status, last_line, log })
     }
 
     /// Runs to the end and returns what it printed on both outputs.

@@ -48,6 +48,7 @@ pub(crate) fn build(
     draft: &Path,
     progress: &dyn Progress,
 ) -> Result<PathBuf, BuildError> {
+    tools.require("mmdebstrap", "--version", "mmdebstrap")?;
     let mirrors = apt::mirrors(tools, mirror)?;
     let proxies = apt::proxies(tools)?;
     progress.step("fetching Python packages");
@@ -58,7 +59,10 @@ pub(crate) fn build(
     let archive = draft.join("root.tar");
     let mode = if namespace == Namespace::Root { "root" } else { "unshare" };
     let mut tool = tools
-        .tool("mmdebstrap", "mmdebstrap")
+        .tool("setpriv", "util-linux")
+        // When we are killed it cleans up and ends, and with it the lock that it holds: the next run need not wait.
+        .args(["--pdeathsig", "TERM", "--", "mmdebstrap"])
+        .on_behalf_of("mmdebstrap")
         .env("TMPDIR", &scratch.path)
         .args([&format!("--mode={mode}"), "--variant=apt", "--format=tar", "--verbose"])
         .args([

@@ -40,6 +40,9 @@ pub(crate) enum Kind {
     Archive,
 }
 
+/// Package that has `mkfs.erofs`.
+pub(crate) const MKFS_PACKAGE: &str = "erofs-utils";
+
 const EROFS_MAGIC: [u8; 4] = 0xE0F5_E1E2_u32.to_le_bytes();
 const EROFS_MAGIC_AT: u64 = 1024;
 const SQUASHFS_MAGIC: [u8; 4] = *b"hsqs";
@@ -70,7 +73,7 @@ pub(crate) fn make(
 ) -> Result<(), DiskError> {
     fs::create_dir(tree).map_err(CacheError::io("create", tree))?;
     let made = unpack(tools, namespace, archive, tree).and_then(|()| {
-        let mkfs = namespace.tool(tools, "mkfs.erofs", "erofs-utils");
+        let mkfs = namespace.tool(tools, "mkfs.erofs", MKFS_PACKAGE);
         Ok(mkfs.arg("-d0").arg(image).arg(tree).output().map(drop)?)
     });
     let removed = namespace.remove(tools, tree);

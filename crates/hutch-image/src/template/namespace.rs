@@ -65,10 +65,7 @@ impl Namespace {
             }
         }
         for program in ["newuidmap", "newgidmap"] {
-            // Without arguments it only tells how it is used, and fails.
-            if let Err(error @ ToolError::Missing { .. }) = tools.tool(program, "uidmap").output() {
-                return Err(error.into());
-            }
+            tools.require(program, "--help", "uidmap")?;
         }
         tools.tool("unshare", "util-linux").args(Self::UNSHARE).args(["--", "true"]).output()?;
         Ok(Self::User)
@@ -86,7 +83,8 @@ impl Namespace {
         match self {
             Self::Root => tools.tool(program, package),
             Self::User => {
-                tools.tool("unshare", "util-linux").args(Self::UNSHARE).args(["--", program])
+                let unshare = tools.tool("unshare", "util-linux").on_behalf_of(program);
+                unshare.args(Self::UNSHARE).args(["--", program])
             }
         }
     }
