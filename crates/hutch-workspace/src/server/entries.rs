@@ -93,7 +93,10 @@ impl Server {
             })?;
         }
         let held = hold(&*handle, name)?;
-        let (_, entry) = self.enter(&directory, &mut names, name, held, watched)?;
+        let (node, entry) = self.enter(&directory, &mut names, name, held, watched)?;
+        if !event {
+            made_by_guest(&node);
+        }
         reply.put_entry(&entry);
         Ok(())
     }
@@ -140,6 +143,7 @@ impl Server {
             Ok(file) => {
                 let held = self.proc.reopen_path(&file)?;
                 let (node, entry) = self.enter(&directory, &mut names, name, held, watched)?;
+                made_by_guest(&node);
                 reply.put_entry(&entry);
                 reply.put_open(self.keep_creator(&node, file, mode), 0);
                 Ok(())
@@ -410,6 +414,12 @@ impl Server {
         reply.put(target.to_bytes());
         Ok(())
     }
+}
+
+/// A node that the guest has just made: what the host's file system tells of its making is no news to watchers there.
+fn made_by_guest(node: &Node) {
+    let mut own = locked(&node.own);
+    own.left = own.known;
 }
 
 /// Makes a change of the guest with marks for the events that will come of it.
