@@ -41,6 +41,9 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
     ("ptmx", "pts/ptmx"),
 ];
 
+/// Files of the kernel that act on the whole machine, whoever is root: a session would end its own sandbox with them.
+const MASKED: [&str; 2] = ["proc/sysrq-trigger", "proc/kcore"];
+
 /// Turns `root` into the whole file system of this process, which is PID 1 of its own namespaces.
 pub(super) fn enter(root: &Path, hostname: &str) -> Result<(), Broken> {
     rustix::system::sethostname(hostname.as_bytes())
@@ -68,6 +71,14 @@ fn kernel_file_systems(root: &Path) -> Result<(), Broken> {
         let target = root.join(target);
         make_directory(&target)?;
         mount_at(kind, &target, flags, data)?;
+    }
+    for file in MASKED {
+        let file = root.join(file);
+        // A kernel without one needs no mask for it.
+        if file.exists() {
+            mount_bind("/dev/null", &file)
+                .map_err(|error| format!("cannot mask {}: {error}", file.display()))?;
+        }
     }
     make_directory(&root.join("run/lock"))?;
     chmod(root.join("run/lock"), Mode::from_raw_mode(0o1777))
