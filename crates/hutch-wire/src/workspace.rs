@@ -110,6 +110,11 @@ pub enum Event {
         /// Where.
         entry: Entry,
     },
+    /// Nothing changed: programs ask for this directory's names one after another, and a listing brings many at once.
+    Listed {
+        /// The directory's path below the root of the mount, without a leading slash.
+        directory: Bytes,
+    },
 }
 
 impl Event {

@@ -62,6 +62,8 @@ pub(crate) struct Names {
     pub(crate) believed: HashMap<Box<CStr>, Belief>,
     /// Names that the guest itself made and removed and whose events have not come back yet.
     own: Vec<(Mark, Box<CStr>)>,
+    /// How many names were asked for and found.
+    pub(crate) asked: u32,
 }
 
 /// What the guest did to a name.
@@ -149,7 +151,7 @@ impl Node {
             handle: Mutex::new(handle),
             used: AtomicBool::new(true),
             places: Mutex::new(Vec::new()),
-            names: Mutex::new(Names { believed: HashMap::new(), own: Vec::new() }),
+            names: Mutex::new(Names { believed: HashMap::new(), own: Vec::new(), asked: 0 }),
             watch: Mutex::new(Watch::None),
             own: Mutex::new(OwnChanges::default()),
         }

@@ -34,6 +34,7 @@ use rustix::io::Errno;
 
 use self::doubt::Doubts;
 use self::fold::Batch;
+use self::settle::Listings;
 use crate::host::proc_path;
 use crate::locked::locked;
 use crate::nodes::{Belief, Node, Watch};
@@ -235,15 +236,16 @@ impl Watcher {
             return server.everything_changed();
         }
         let mut batch = batch.paired();
+        let mut listings = Listings::new();
         for rename in std::mem::take(&mut batch.renames) {
-            if server.settle_rename(&rename)? {
+            if server.settle_rename(&rename, &mut listings)? {
                 batch.explain(&rename);
             }
         }
         for change in &batch.changes {
-            server.settle(change)?;
+            server.settle(change, &mut listings)?;
         }
-        Ok(())
+        server.listings_changed(&listings)
     }
 
     fn forget_absent(&self, server: &Server) {

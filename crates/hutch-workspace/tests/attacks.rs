@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use hutch_wire::workspace::{CODE_EVENT, Event, Hello, OPCODE_HELLO, VERSION};
 use hutch_workspace::abi::opcode;
 use hutch_workspace::{Worker, WorkerSpec, WorkspaceSpec, spawn};
 use tempfile::TempDir;
@@ -37,6 +38,7 @@ struct Guest {
     stream: UnixStream,
     worker: Worker,
     unique: u64,
+    events: Vec<Event>,
 }
 
 struct Answer {
@@ -70,7 +72,7 @@ impl Guest {
         let log = fs::File::create(root.path().join("log")).expect("a log");
         let program = Path::new(env!("CARGO_BIN_EXE_hutch-workspace"));
         let worker = spawn(program, &spec, worker_end.into(), log).expect("a worker");
-        let mut guest = Self { root, stream, worker, unique: 0 };
+        let mut guest = Self { root, stream, worker, unique: 0, events: Vec::new() };
         let mut init = Vec::new();
         for field in [7_u32, 40, 0, u32::MAX] {
             init.extend_from_slice(&field.to_le_bytes());
@@ -99,7 +101,7 @@ impl Guest {
         self.unique
     }
 
-    /// The next answer; notifications in between are dropped.
+    /// The next answer; of what comes in between, events are kept.
     fn receive(&mut self) -> (u64, Answer) {
         loop {
             let mut header = [0; 16];
@@ -109,6 +111,9 @@ impl Guest {
             let unique = u64::from_le_bytes(header[8..].try_into().expect("8 bytes"));
             let mut body = vec![0; len - 16];
             self.stream.read_exact(&mut body).expect("a whole answer");
+            if number(4).cast_signed() == CODE_EVENT && unique == 0 {
+                self.events.push(Event::decode(&body).expect("an event"));
+            }
             if unique != 0 {
                 return (unique, Answer { error: number(4).cast_signed(), body });
             }
@@ -179,6 +184,27 @@ fn with_name(name: &[u8]) -> Vec<(u32, Vec<u8>)> {
         (opcode::LINK, [&2_u64.to_le_bytes()[..], &name].concat()),
         (opcode::CREATE, after(16, &[&name])),
     ]
+}
+
+#[test]
+fn a_directory_asked_for_name_by_name_is_suggested_for_listing_once() {
+    let mut guest = Guest::new();
+    let hello = Hello { version: VERSION, event_thread: 4242 }.encode().expect("a message");
+    guest.send(OPCODE_HELLO, 0, &hello);
+    for name in 0..20 {
+        fs::write(guest.host(&name.to_string()), "x").expect("a file");
+    }
+    let workspace = guest.workspace();
+    for name in 0..20 {
+        guest.lookup(workspace, name.to_string().as_bytes()).node();
+    }
+    let suggested: Vec<_> = guest
+        .events
+        .iter()
+        .filter(|event| matches!(event, Event::Listed { directory } if **directory == *b"0"))
+        .collect();
+    assert_eq!(suggested.len(), 1, "{:?}", guest.events);
+    guest.end();
 }
 
 #[test]

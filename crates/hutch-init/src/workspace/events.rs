@@ -24,6 +24,10 @@ use super::port::Requests;
 
 /// How often a creation is tried: another program may see the name between the mark and the change.
 const TRIES: usize = 3;
+/// Names that are listed ahead: changes on the host wait meanwhile.
+const LISTED_MAX: usize = 2048;
+/// Bytes of names read at once.
+const LISTING_BUFFER: usize = 32 << 10;
 
 /// The thread's work.
 #[derive(Debug)]
@@ -78,7 +82,20 @@ impl Watchers {
                 // Both times together mean a change of attributes to inotify.
                 touch(&at, &name, access_time(&found), modification_time(&found))
             }
+            Event::Listed { directory } => self.list(directory),
         }
+    }
+
+    /// Reads a directory, so that the kernel has its names and their attributes before programs ask.
+    fn list(&self, directory: &[u8]) -> io::Result<()> {
+        let directory = self.directory(directory, OFlags::RDONLY)?;
+        let mut buffer = Vec::with_capacity(LISTING_BUFFER);
+        let mut names = rustix::fs::RawDir::new(directory, buffer.spare_capacity_mut());
+        for _ in 0..LISTED_MAX {
+            let Some(name) = names.next() else { return Ok(()) };
+            name?;
+        }
+        Ok(())
     }
 
     fn created(&self, entry: &Entry, kind: EntryKind) -> io::Result<()> {
@@ -123,12 +140,15 @@ impl Watchers {
 
     /// The directory of an entry. Links are not followed: the host replaced a directory, then, and the event is late.
     fn open(&self, entry: &Entry) -> io::Result<(OwnedFd, CString)> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::openat(CWD, &self.mount_point, flags, Mode::empty())?;
-        let path = CString::new(entry.directory.to_vec())?;
-        let stay = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-        let directory = rustix::fs::openat2(root, &*path, flags, Mode::empty(), stay)?;
+        let directory = self.directory(&entry.directory, OFlags::PATH)?;
         Ok((directory, CString::new(entry.name.to_vec())?))
+    }
+
+    fn directory(&self, path: &[u8], access: OFlags) -> io::Result<OwnedFd> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(CWD, &self.mount_point, flags | OFlags::PATH, Mode::empty())?;
+        let stay = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        Ok(rustix::fs::openat2(root, CString::new(path)?, flags | access, Mode::empty(), stay)?)
     }
 
     fn expire(&self, entry: &Entry) {

@@ -1,5 +1,6 @@
 //! One change of the host against what the guest believes: what to tell it.
 
+use std::collections::HashSet;
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,6 +21,9 @@ use crate::server::{Expected, Server};
 /// Longest path that events are made for.
 const PATH_MAX: usize = 4096;
 
+/// Directories whose entries the host changed: each is told once a batch.
+pub(super) type Listings = HashSet<u64>;
+
 /// What a name stands for on the host.
 struct Real {
     handle: OwnedFd,
@@ -38,7 +42,7 @@ impl Real {
 
 impl Server {
     /// Tells what came of a change. An error means that the guest is gone.
-    pub(super) fn settle(&self, change: &Change) -> io::Result<()> {
+    pub(super) fn settle(&self, change: &Change, listings: &mut Listings) -> io::Result<()> {
         let Ok(node) = self.nodes.find(change.node) else { return Ok(()) };
         let Ok(handle) = self.nodes.handle(&node) else { return Ok(()) };
         let Some(name) = &change.name else {
@@ -59,7 +63,7 @@ impl Server {
             self.expire(&node, name)?;
         }
         if made || removed {
-            self.listing_changed(&node)?;
+            listings.insert(node.id);
         }
         let event = match &real {
             Some(real) if made => self.created(&node, name, real.kind),
@@ -82,7 +86,11 @@ impl Server {
     }
 
     /// Tells of a name that moved. Says whether that explains both its ends.
-    pub(super) fn settle_rename(&self, rename: &Rename) -> io::Result<bool> {
+    pub(super) fn settle_rename(
+        &self,
+        rename: &Rename,
+        listings: &mut Listings,
+    ) -> io::Result<bool> {
         let (Ok(from), Ok(to)) = (self.nodes.find(rename.from.0), self.nodes.find(rename.to.0))
         else {
             return Ok(false);
@@ -120,8 +128,7 @@ impl Server {
         if outdated {
             self.expire(&to, new_name)?;
         }
-        self.listing_changed(&from)?;
-        self.listing_changed(&to)?;
+        listings.extend([from.id, to.id]);
         self.send(self.renamed(&from, name, &to, new_name, moved.as_deref(), real.kind))?;
         Ok(true)
     }
@@ -159,10 +166,12 @@ impl Server {
         self.notifier.expire_entry(directory.id, name.to_bytes(), expire_only)
     }
 
-    /// The host changed a directory's entries: its attributes and its listing are out of date.
-    fn listing_changed(&self, directory: &Node) -> io::Result<()> {
-        self.watcher.host_changed();
-        self.notifier.inval_inode(directory.id)
+    /// The host changed entries of these directories: their attributes and listings are out of date.
+    pub(super) fn listings_changed(&self, listings: &Listings) -> io::Result<()> {
+        if !listings.is_empty() {
+            self.watcher.host_changed();
+        }
+        listings.iter().try_for_each(|&directory| self.notifier.inval_inode(directory))
     }
 
     /// Drops the guest's caches of what is there if they are out of date; says whether watchers have not heard of it.
@@ -295,6 +304,17 @@ impl Server {
             directory: Bytes::from(path),
             name: Bytes::from(name.to_bytes().to_vec()),
         })
+    }
+
+    /// Has the guest list a directory ahead of its programs, if there is someone to do it. Losing the suggestion is fine.
+    pub(crate) fn suggest_listing(&self, directory: &Arc<Node>) {
+        if !self.echo.has_event_thread() {
+            return;
+        }
+        let Some(path) = self.path_in_mount(directory) else { return };
+        if self.notifier.has_room_for_event() {
+            self.notifier.event(&Event::Listed { directory: Bytes::from(path) }).ok();
+        }
     }
 
     /// A directory's path below the root of the mount.
