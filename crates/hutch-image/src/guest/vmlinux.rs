@@ -56,7 +56,8 @@ fn payload(image: &[u8]) -> Result<&[u8], VmlinuxError> {
         usize::try_from(value).map_err(|_| VmlinuxError::Truncated)
     };
     // Protocol 2.08 brought the payload fields.
-    if image[0x206..0x208] < [0x08, 0x02][..] && image[0x207] <= 2 {
+    let version = image.get(0x206..0x208).and_then(|bytes| bytes.try_into().ok());
+    if u16::from_le_bytes(version.ok_or(VmlinuxError::Truncated)?) < 0x0208 {
         return Err(VmlinuxError::NoBootHeader);
     }
     // Zero means four, for kernels of another age.

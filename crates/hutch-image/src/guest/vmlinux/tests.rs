@@ -66,6 +66,15 @@ fn what_cannot_be_booted_directly_is_refused() {
     assert!(matches!(extract(&image), Err(VmlinuxError::Truncated)));
 }
 
+#[test]
+fn an_image_that_ends_in_its_header_is_refused() {
+    for length in 0..0x260 {
+        let mut image = elf::boot_image(b"");
+        image.truncate(length);
+        assert!(extract(&image).is_err(), "{length}");
+    }
+}
+
 proptest! {
     #[test]
     fn a_broken_image_is_no_panic(at in 0_usize..4096, byte: u8, length in 0_usize..5000) {
