@@ -244,6 +244,11 @@ impl Server {
             if node.kind == FileType::RegularFile {
                 self.watcher.guest_wrote(node);
             }
+        } else if own.known.is_some() && node.kind == FileType::RegularFile {
+            // The host wrote, and its event has not come yet. It may never find this file: what the guest does now may
+            // be a change of the name that the event tells.
+            own.known = own.left;
+            self.notifier.inval_inode_soon(node.id);
         }
         result
     }
