@@ -280,7 +280,7 @@ fn a_session_is_in_a_container_of_its_own() {
         .says("alive");
     // `b` would reboot the machine at once. Both files are empty devices in a sandbox.
     sandbox
-        .root_shell("echo b > /proc/sysrq-trigger; head -c 1 /proc/kcore | wc -c; echo alive")
+        .root_shell("echo b > /proc/sysrq-trigger; head -c 1 /proc/kcore; echo alive")
         .run()
         .success()
         .says("alive");
