@@ -104,7 +104,7 @@ fn each_step_of_one_side_is_seen_by_the_other() {
     let mount = Mount::of_a_user(|host| vec![WorkspaceSpec::new(host, false)]);
     let mut host = Side::start(&mount.host(""), HOST_USER);
     let mut guest = Side::start(&mount.guest(""), AGENT);
-    for seed in 0..1500 {
+    for seed in 0..800 {
         let actor = if seed % 2 == 0 { &mut host } else { &mut guest };
         let touched = actor.ask(&format!("change {seed}"));
         let touched = touched.trim_matches(['[', ']']);

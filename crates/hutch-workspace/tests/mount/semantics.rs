@@ -66,7 +66,15 @@ fn a_file_above_four_gigabytes_and_a_directory_of_a_hundred_thousand() {
     if !can_mount() {
         return;
     }
-    let mount = Mount::new();
+    let mount = Mount::with(|host| {
+        let many = host.join("many");
+        fs::create_dir(&many).unwrap();
+        for number in 0..100_000 {
+            let name = many.join(number.to_string());
+            mknodat(CWD, name, FileType::RegularFile, Mode::RUSR, 0).unwrap();
+        }
+        vec![WorkspaceSpec::new(host, false)]
+    });
     let place = (5_u64 << 30) + 3;
     let mut file = fs::File::create_new(mount.guest("large")).unwrap();
     file.seek(SeekFrom::Start(place)).unwrap();
@@ -79,11 +87,6 @@ fn a_file_above_four_gigabytes_and_a_directory_of_a_hundred_thousand() {
     file.read_to_string(&mut end).unwrap();
     assert_eq!(end, "far");
 
-    fs::create_dir(mount.host("many")).unwrap();
-    for number in 0..100_000 {
-        mknodat(CWD, mount.host(format!("many/{number}")), FileType::RegularFile, Mode::RUSR, 0)
-            .unwrap();
-    }
     let mut seen: Vec<u32> = fs::read_dir(mount.guest("many"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
