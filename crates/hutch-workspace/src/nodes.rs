@@ -387,7 +387,8 @@ impl Nodes {
             at = parent;
         };
         for (node, place) in closed.into_iter().rev() {
-            let opened = Arc::new(hold_raw(&*handle, &place.name)?);
+            // Whatever is wrong with the name is not the fault of the file.
+            let opened = Arc::new(hold_raw(&*handle, &place.name).map_err(|_| Errno::STALE)?);
             if Some(Key::of(&status(&*opened)?)) != node.key {
                 return Err(Errno::STALE);
             }

@@ -80,6 +80,12 @@ impl Notifier {
         self.sender.send(Reply::new().inval_inode(node, true)).ok();
     }
 
+    /// The same for a name.
+    pub(crate) fn expire_entry_soon(&self, directory: u64, name: &[u8], expire_only: bool) {
+        locked(&self.flow).outstanding += 1;
+        self.sender.send(Reply::new().expire_entry(directory, name, expire_only)).ok();
+    }
+
     /// The guest shall ask again what this name stands for.
     pub(crate) fn expire_entry(
         &self,

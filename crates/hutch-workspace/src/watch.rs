@@ -26,6 +26,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -156,7 +157,7 @@ impl Watcher {
     }
 
     /// The host changed something.
-    fn host_changed(&self) {
+    pub(crate) fn host_changed(&self) {
         self.doubts.host_changed(Instant::now());
     }
 
@@ -169,13 +170,7 @@ impl Watcher {
     pub(crate) fn run(&self, server: &Server) {
         let mut buffer = vec![MaybeUninit::uninit(); BUFFER];
         loop {
-            let (doubtful, wait) = self.doubts.due(Instant::now());
-            for node in doubtful {
-                if server.notifier.inval_inode(node).is_err() {
-                    return;
-                }
-            }
-            let wait = wait.unwrap_or(IDLE);
+            let Ok(wait) = self.tell_doubts(server) else { return };
             let timeout = Timespec {
                 tv_sec: wait.as_secs().try_into().unwrap_or(0),
                 tv_nsec: wait.subsec_nanos().into(),
@@ -199,6 +194,28 @@ impl Watcher {
                 return;
             }
         }
+    }
+
+    /// Tells again what may have been missed, and says how long to wait for more of that.
+    fn tell_doubts(&self, server: &Server) -> io::Result<Duration> {
+        let now = Instant::now();
+        let (doubtful, wait) = self.doubts.due(now);
+        doubtful.into_iter().try_for_each(|node| server.notifier.inval_inode(node))?;
+        loop {
+            match self.doubts.expired_due(now) {
+                (Some((directory, name)), _) => {
+                    let expire_only = server.expire_only.load(Ordering::Relaxed);
+                    server.notifier.expire_entry(directory, name.to_bytes(), expire_only)?;
+                }
+                (None, true) => return Ok(doubt::QUIET),
+                (None, false) => return Ok(wait.unwrap_or(IDLE)),
+            }
+        }
+    }
+
+    /// The guest was told to ask again for a name.
+    fn expired(&self, directory: u64, name: &CStr) {
+        self.doubts.expired(directory, name, Instant::now());
     }
 
     /// Reads all that waits, at most one buffer's worth of times eight.

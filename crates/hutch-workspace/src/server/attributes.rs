@@ -248,6 +248,8 @@ impl Server {
             // The host wrote, and its event has not come yet. It may never find this file: what the guest does now may
             // be a change of the name that the event tells.
             own.known = own.left;
+            self.watcher.host_changed();
+            self.watcher.guest_wrote(node);
             self.notifier.inval_inode_soon(node.id);
         }
         result

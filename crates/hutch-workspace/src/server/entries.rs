@@ -306,57 +306,74 @@ impl Server {
             let second = to.names();
             (from.names(), Some(second))
         };
+        let exchange = flags.contains(RenameFlags::EXCHANGE);
+        let mut right = true;
         if event {
             self.echo.done(from.id, name);
             self.echo.done(to.id, new_name);
         } else {
-            let space = self.space(&from)?;
-            space.may_change_entry(&self.proc, &from_handle, name)?;
-            space.may_change_entry(&self.proc, &to_handle, new_name)?;
-            let source = self.nodes.pin(from.space, &from_handle, name);
-            let target = self.nodes.pin(to.space, &to_handle, new_name);
-            // A name moved onto another one of the same file stays: rename(2).
-            let moves = source.as_ref().map(|node| node.id) != target.as_ref().map(|node| node.id)
-                || source.is_none();
-            let marks: &[Mark] = if flags.contains(RenameFlags::EXCHANGE) {
-                &[Mark::Removed, Mark::Made]
-            } else {
-                &[Mark::Removed]
+            let ends = Ends {
+                from: (&from, &from_handle, name),
+                to: (&to, &to_handle, new_name),
+                source: self.nodes.pin(from.space, &from_handle, name),
+                target: self.nodes.pin(to.space, &to_handle, new_name),
             };
-            mark_all(&from, &mut first, marks, name);
-            let marks_to: &[Mark] = if marks.len() > 1 { marks } else { &[Mark::Made] };
-            mark_all(&to, second.as_mut().unwrap_or(&mut first), marks_to, new_name);
-            let renamed = self.own_change(&from, &from_handle, || {
-                let rename = || {
-                    self.own_change_of(source.as_ref(), || {
-                        let (name, new_name) = (name.as_c_str(), new_name.as_c_str());
-                        rustix::fs::renameat_with(&*from_handle, name, &*to_handle, new_name, flags)
-                    })
-                };
-                if same { rename() } else { self.own_change(&to, &to_handle, rename) }
-            });
-            if renamed.is_err() || !moves {
-                unmark_all(&mut first, marks, name);
-                unmark_all(second.as_mut().unwrap_or(&mut first), marks_to, new_name);
+            let (from_marks, to_marks): (&[Mark], &[Mark]) = if exchange {
+                (&[Mark::Removed, Mark::Made], &[Mark::Removed, Mark::Made])
+            } else {
+                (&[Mark::Removed], &[Mark::Made])
+            };
+            mark_all(&from, &mut first, from_marks, name);
+            mark_all(&to, second.as_mut().unwrap_or(&mut first), to_marks, new_name);
+            let renamed = self.rename_on_host(&ends, flags);
+            if renamed.is_err() || !ends.move_something() {
+                unmark_all(&mut first, from_marks, name);
+                unmark_all(second.as_mut().unwrap_or(&mut first), to_marks, new_name);
             }
             renamed?;
-            if !moves {
-                return Ok(());
-            }
+            // The guest's kernel moves what it knew by the name, which may not be what the host had there by now.
+            right = ends.move_something()
+                && agrees(&first, name, ends.source.as_ref())
+                && (!exchange
+                    || agrees(second.as_ref().unwrap_or(&first), new_name, ends.target.as_ref()));
         }
         let moved = first.believed.get(name.as_c_str()).copied();
-        let replaced = match &second {
-            Some(second) => second.believed.get(new_name.as_c_str()).copied(),
-            None => first.believed.get(new_name.as_c_str()).copied(),
-        };
+        let replaced = second.as_ref().unwrap_or(&first).believed.get(new_name.as_c_str()).copied();
         self.nodes.disbelieve(&from, &mut first, name.as_c_str());
         let names = second.as_mut().unwrap_or(&mut first);
         self.nodes.disbelieve(&to, names, new_name.as_c_str());
-        self.believe_moved(&to, names, new_name, moved);
-        if flags.contains(RenameFlags::EXCHANGE) {
-            self.believe_moved(&from, &mut first, name, replaced);
+        if right {
+            self.believe_moved(&to, names, new_name, moved);
+            if exchange {
+                self.believe_moved(&from, &mut first, name, replaced);
+            }
+        } else {
+            // Told before the answer, done after it: until then the kernel has both directories locked.
+            self.expire_soon(&from, name);
+            self.expire_soon(&to, new_name);
         }
         Ok(())
+    }
+
+    fn rename_on_host(&self, ends: &Ends<'_>, flags: RenameFlags) -> Result<(), Errno> {
+        let ((from, from_handle, name), (to, to_handle, new_name)) = (ends.from, ends.to);
+        let space = self.space(from)?;
+        space.may_change_entry(&self.proc, from_handle, name)?;
+        space.may_change_entry(&self.proc, to_handle, new_name)?;
+        self.own_change(from, from_handle, || {
+            let rename = || {
+                self.own_change_of(ends.source.as_ref(), || {
+                    let (name, new_name) = (name.as_c_str(), new_name.as_c_str());
+                    rustix::fs::renameat_with(from_handle, name, to_handle, new_name, flags)
+                })
+            };
+            if from.id == to.id { rename() } else { self.own_change(to, to_handle, rename) }
+        })
+    }
+
+    fn expire_soon(&self, directory: &Node, name: Name<'_>) {
+        let expire_only = self.expire_only.load(Ordering::Relaxed);
+        self.notifier.expire_entry_soon(directory.id, name.bytes(), expire_only);
     }
 
     fn believe_moved(
@@ -420,6 +437,30 @@ impl Server {
 fn made_by_guest(node: &Node) {
     let mut own = locked(&node.own);
     own.left = own.known;
+}
+
+/// Both ends of a rename and what they stand for on the host.
+struct Ends<'a> {
+    from: (&'a Node, &'a OwnedFd, Name<'a>),
+    to: (&'a Node, &'a OwnedFd, Name<'a>),
+    source: Option<Arc<Node>>,
+    target: Option<Arc<Node>>,
+}
+
+impl Ends<'_> {
+    /// A name moved onto another one of the same file stays: rename(2).
+    fn move_something(&self) -> bool {
+        match (&self.source, &self.target) {
+            (Some(source), Some(target)) => source.id != target.id,
+            _ => true,
+        }
+    }
+}
+
+/// Whether the guest believes a name to be this node.
+fn agrees(names: &Names, name: Name<'_>, node: Option<&Arc<Node>>) -> bool {
+    let belief = names.believed.get(name.as_c_str());
+    node.is_some_and(|node| belief == Some(&Belief::Node(node.id)))
 }
 
 /// Makes a change of the guest with marks for the events that will come of it.

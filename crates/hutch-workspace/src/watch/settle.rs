@@ -72,11 +72,23 @@ impl Server {
             _ => None,
         };
         self.send(event)?;
-        if change.of_content()
-            && let Some(real) = &real
-            && self.content_changed(node.space, agreed.as_ref(), real)?
+        if let Some(real) = &real {
+            let foreign = self.content_changed(node.space, agreed.as_ref(), real)?;
+            if foreign && change.of_content() {
+                self.send(self.changed(&node, name, real.kind, change))?;
+            }
+        }
+        self.drop_former(belief.filter(|_| outdated))
+    }
+
+    /// What had a name before may have been changed while it still had it, and it may still be open in the guest, or go
+    /// by other names there.
+    fn drop_former(&self, belief: Option<Belief>) -> io::Result<()> {
+        if let Some(Belief::Node(id)) = belief
+            && let Ok(former) = self.nodes.find(id)
+            && let Ok(handle) = self.nodes.handle(&former)
         {
-            self.send(self.changed(&node, name, real.kind, change))?;
+            self.drop_if_changed(&former, &handle)?;
         }
         Ok(())
     }
@@ -116,6 +128,7 @@ impl Server {
         let was_known = moved.is_some();
         let moved = moved.or_else(|| self.nodes.known(from.space, real.key));
         let mut names = to.names();
+        let former = names.believed.get(new_name).copied();
         let outdated = self.disbelieve_unless(&to, &mut names, new_name, Some(&real));
         if let Some(moved) = &moved {
             // Reached by its new name from now on, with everything below it.
@@ -129,6 +142,11 @@ impl Server {
             self.expire(&to, new_name)?;
         }
         listings.extend([from.id, to.id]);
+        if let Some(moved) = &moved {
+            // Its changes so far may be told under the old name, where it is no longer found.
+            self.drop_if_changed(moved, &real.handle)?;
+        }
+        self.drop_former(former.filter(|_| outdated))?;
         self.send(self.renamed(&from, name, &to, new_name, moved.as_deref(), real.kind))?;
         Ok(true)
     }
@@ -162,6 +180,7 @@ impl Server {
 
     /// The guest shall ask again what a name stands for.
     fn expire(&self, directory: &Node, name: &CStr) -> io::Result<()> {
+        self.watcher.expired(directory.id, name);
         let expire_only = self.expire_only.load(Ordering::Relaxed);
         self.notifier.expire_entry(directory.id, name.to_bytes(), expire_only)
     }
