@@ -142,8 +142,8 @@ mod tests {
     use super::*;
 
     fn pair() -> (Notifier, UnixStream) {
-        let (guest, host) = UnixStream::pair().expect("a pair");
-        (Notifier::new(Arc::new(Sender::new(host).expect("a descriptor"))), guest)
+        let (guest, host) = UnixStream::pair().unwrap();
+        (Notifier::new(Arc::new(Sender::new(host))), guest)
     }
 
     #[test]

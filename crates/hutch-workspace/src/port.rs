@@ -86,15 +86,12 @@ impl Receiver {
 #[derive(Debug)]
 pub(crate) struct Sender {
     stream: Mutex<UnixStream>,
-    /// The same stream without the lock, whose holder may be stuck.
-    end: UnixStream,
 }
 
 impl Sender {
     /// Sends to this stream.
-    pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
-        let end = stream.try_clone()?;
-        Ok(Self { stream: Mutex::new(stream), end })
+    pub(crate) fn new(stream: UnixStream) -> Self {
+        Self { stream: Mutex::new(stream) }
     }
 
     /// Sends one message; blocks while the guest does not read, which is how a slow guest slows only itself.
@@ -104,8 +101,10 @@ impl Sender {
 
     /// Ends both directions, so that every thread that reads or writes comes to its end.
     pub(crate) fn close(&self) {
-        // A closed stream stays closed.
-        self.end.shutdown(std::net::Shutdown::Both).ok();
+        // Not through the lock: its holder may be the thread that is stuck. A closed stream stays closed.
+        if let Ok(stream) = self.stream.try_lock() {
+            stream.shutdown(std::net::Shutdown::Both).ok();
+        }
     }
 }
 

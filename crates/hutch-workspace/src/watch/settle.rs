@@ -10,7 +10,6 @@ use std::sync::atomic::Ordering;
 use hutch_wire::guest::Bytes;
 use hutch_wire::workspace::{Entry, EntryKind, Event};
 use rustix::fs::FileType;
-use rustix::io::Errno;
 
 use super::fold::{Change, Rename};
 use crate::abi::Name;
@@ -32,32 +31,12 @@ struct Real {
     kind: FileType,
 }
 
-/// What can be seen of a name.
-enum Sight {
-    There(Real),
-    Absent,
-    /// The directory may not be searched at the moment, or something else is in the way.
-    Unclear,
-}
-
-impl Sight {
-    fn of(directory: &OwnedFd, name: &CStr) -> Self {
-        let found = hold_raw(directory, name).and_then(|handle| Ok((status(&handle)?, handle)));
-        match found {
-            Ok((found, handle)) => {
-                let kind = FileType::from_raw_mode(found.stx_mode.into());
-                Self::There(Real { key: Key::of(&found), kind, handle })
-            }
-            Err(Errno::NOENT) => Self::Absent,
-            Err(_) => Self::Unclear,
-        }
-    }
-
-    fn real(&self) -> Option<&Real> {
-        match self {
-            Self::There(real) => Some(real),
-            Self::Absent | Self::Unclear => None,
-        }
+impl Real {
+    fn find(directory: &OwnedFd, name: &CStr) -> Option<Self> {
+        let handle = hold_raw(directory, name).ok()?;
+        let found = status(&handle).ok()?;
+        let kind = FileType::from_raw_mode(found.stx_mode.into());
+        Some(Self { key: Key::of(&found), kind, handle })
     }
 }
 
@@ -71,10 +50,11 @@ impl Server {
             return self.drop_if_changed(&node, &handle).map(drop);
         };
         let mut names = node.names();
-        let sight = Sight::of(&handle, name);
+        let real = Real::find(&handle, name);
         let belief = names.believed.get(&**name).copied();
-        let agreed = self.agreed(belief, sight.real());
-        let outdated = change.of_name && self.disbelieve_unless(&node, &mut names, name, &sight);
+        let agreed = self.agreed(belief, real.as_ref());
+        let outdated =
+            change.of_name && self.disbelieve_unless(&node, &mut names, name, real.as_ref());
         let mut foreign = |mark, count| (0..count).any(|_| !names.unmark(mark, name));
         let made = foreign(Mark::Made, change.created);
         let removed = foreign(Mark::Removed, change.deleted);
@@ -85,23 +65,20 @@ impl Server {
         if made || removed {
             listings.insert(node.id);
         }
-        let event = match &sight {
-            Sight::There(real) if made => self.created(&node, name, real.kind),
+        let event = match &real {
+            Some(real) if made => self.created(&node, name, real.kind),
             // What came and went within a moment nobody has seen.
-            Sight::Absent if removed && !made => {
-                self.deleted(&node, name, belief, change.directory)
-            }
+            None if removed && !made => self.deleted(&node, name, belief, change.directory),
             _ => None,
         };
         self.send(event)?;
-        if let Some(real) = sight.real() {
+        if let Some(real) = &real {
             let foreign = self.content_changed(node.space, agreed.as_ref(), real)?;
             if foreign && change.of_content() {
                 self.send(self.changed(&node, name, real.kind, change))?;
             }
         }
-        // Found under another name, or not by name at all: the guest's idea of it is what is left to ask.
-        self.drop_former(belief.filter(|_| agreed.is_none()))
+        self.drop_former(belief.filter(|_| outdated))
     }
 
     /// What had a name before may have been changed while it still had it, and it may still be open in the guest, or go
@@ -137,14 +114,13 @@ impl Server {
             return Ok(true);
         }
         // It may have gone on meanwhile: its ends are told for themselves, then.
-        let sight = Sight::of(&to_handle, new_name);
-        let Some(real) = sight.real() else { return Ok(false) };
+        let Some(real) = Real::find(&to_handle, new_name) else { return Ok(false) };
         if from.space != to.space {
             return Ok(false);
         }
         let mut names = from.names();
         let belief = names.believed.get(name).copied();
-        let moved = self.agreed(belief, Some(real));
+        let moved = self.agreed(belief, Some(&real));
         if moved.is_some() {
             self.nodes.disbelieve(&from, &mut names, name);
         }
@@ -153,7 +129,7 @@ impl Server {
         let moved = moved.or_else(|| self.nodes.known(from.space, real.key));
         let mut names = to.names();
         let former = names.believed.get(new_name).copied();
-        let outdated = self.disbelieve_unless(&to, &mut names, new_name, &sight);
+        let outdated = self.disbelieve_unless(&to, &mut names, new_name, Some(&real));
         if let Some(moved) = &moved {
             // Reached by its new name from now on, with everything below it.
             self.nodes.believe(&to, &mut names, new_name, moved);
@@ -188,13 +164,13 @@ impl Server {
         directory: &Node,
         names: &mut Names,
         name: &CStr,
-        sight: &Sight,
+        real: Option<&Real>,
     ) -> bool {
         let belief = names.believed.get(name).copied();
         let right = match belief {
             None => true,
-            Some(Belief::Absent) => matches!(sight, Sight::Absent),
-            Some(Belief::Node(_)) => self.agreed(belief, sight.real()).is_some(),
+            Some(Belief::Absent) => real.is_none(),
+            Some(Belief::Node(_)) => self.agreed(belief, real).is_some(),
         };
         if !right {
             self.nodes.disbelieve(directory, names, name);
@@ -287,12 +263,10 @@ impl Server {
         was_directory: bool,
     ) -> Option<Event> {
         let entry = self.event_entry(directory, name)?;
-        // A directory may only have moved to where nobody looks: the guest's kernel would never again make anything in
-        // one that it has seen removed. So a ghost is removed in its place.
+        let ghost = if was_directory { FileType::Directory } else { FileType::RegularFile };
         let expected = match belief {
-            _ if was_directory => Expected::Ghost(FileType::Directory),
             Some(Belief::Node(id)) => Expected::Node(id),
-            _ => Expected::Ghost(FileType::RegularFile),
+            _ => Expected::Ghost(ghost),
         };
         self.echo.expect(directory.id, name, expected);
         Some(Event::Deleted { entry, directory: was_directory })
