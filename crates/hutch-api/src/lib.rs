@@ -41,6 +41,67 @@ pub enum Request {
         /// How long a clean power-off may take.
         timeout_ms: u64,
     },
+    /// What the sandbox may reach, and changes to it.
+    Network(NetworkRequest),
+}
+
+/// A request about the sandbox's network.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetworkRequest {
+    /// The policy that holds. Answered by [`Response::NetworkPolicy`].
+    Policy,
+    /// Changes the policy: written down first, then in force for new and live connections, then answered by
+    /// [`Response::NetworkPolicy`].
+    Edit(NetworkEdit),
+    /// What would happen to a connection. Answered by [`Response::NetworkChecked`].
+    Check {
+        /// Host name or address.
+        host: String,
+        /// TCP port.
+        port: u16,
+    },
+    /// The caller's variables that may hold credentials of the sandbox's services. Secrets: kept in memory alone, and
+    /// never said again. Answered by [`Response::Done`].
+    Credentials {
+        /// Name and value.
+        variables: Vec<(String, String)>,
+    },
+}
+
+impl std::fmt::Debug for NetworkRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Policy => f.write_str("Policy"),
+            Self::Edit(edit) => f.debug_tuple("Edit").field(edit).finish(),
+            Self::Check { host, port } => {
+                f.debug_struct("Check").field("host", host).field("port", port).finish()
+            }
+            Self::Credentials { variables } => {
+                f.debug_struct("Credentials").field("variables", &variables.len()).finish()
+            }
+        }
+    }
+}
+
+/// Changes to a policy, on top of what holds; the fields are the flags of `network proxy`, each value as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NetworkEdit {
+    /// `allow` or `deny`.
+    pub policy: Option<String>,
+    /// `credentials` or `all`.
+    pub inspect: Option<String>,
+    /// Host patterns to allow.
+    pub allow_hosts: Vec<String>,
+    /// Host patterns to block.
+    pub block_hosts: Vec<String>,
+    /// Host patterns never to terminate TLS for.
+    pub bypass_hosts: Vec<String>,
+    /// Ranges to take from the blocked and the bypassed ones.
+    pub allow_cidrs: Vec<String>,
+    /// Ranges to block.
+    pub block_cidrs: Vec<String>,
+    /// Ranges never to terminate TLS for.
+    pub bypass_cidrs: Vec<String>,
 }
 
 /// The keeper's answer.
@@ -55,6 +116,40 @@ pub enum Response {
         /// What failed and why.
         reason: String,
     },
+    /// The policy that holds.
+    NetworkPolicy(NetworkPolicy),
+    /// Answer to [`NetworkRequest::Check`].
+    NetworkChecked(NetworkChecked),
+    /// It worked, and there is nothing to say.
+    Done,
+}
+
+/// The policy of a sandbox's network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkPolicy {
+    /// Text of the sandbox's `proxy-config.json`.
+    pub proxy_config: String,
+    /// `credentials` or `all`.
+    pub inspect: String,
+    /// Live connections that were cut by the change that this answers.
+    pub cut: u32,
+}
+
+/// What would happen to a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkChecked {
+    /// Whether it would be made.
+    pub allowed: bool,
+    /// The pattern or range that decides, or `<default policy>`.
+    pub rule: String,
+    /// One sentence.
+    pub reason: String,
+    /// Whether TLS would be terminated.
+    pub inspected: bool,
+    /// The service whose credential a request would be given.
+    pub credential: Option<String>,
+    /// Addresses that the name has now.
+    pub addresses: Vec<String>,
 }
 
 /// What a keeper knows of its sandbox.
@@ -74,6 +169,8 @@ pub struct Status {
     pub vmm_pid: Option<u32>,
     /// The workspace worker's process number, while there is one.
     pub workspace_pid: Option<u32>,
+    /// The proxy worker's process number, while there is one.
+    pub proxy_pid: Option<u32>,
     /// Milliseconds from the keeper's start to ready.
     pub ready_ms: Option<u64>,
     /// Pings in a row that the guest has not answered; 0 for a healthy guest.

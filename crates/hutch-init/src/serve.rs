@@ -114,6 +114,7 @@ impl Server {
             let reply = match request {
                 ControlRequest::Attach(spec) => self.attach(*spec).await,
                 ControlRequest::Ping { realtime_ns } => pong(realtime_ns),
+                ControlRequest::Trust { .. } => failed(&"this init has no network"),
                 ControlRequest::PowerOff => {
                     self.end().await;
                     say_goodbye(connection, stream).await;

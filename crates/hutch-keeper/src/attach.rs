@@ -64,6 +64,7 @@ pub(crate) fn attach_spec(record: &SandboxRecord) -> Result<AttachSpec, AttachEr
         workspaces,
         environment: environment(record),
         user: USER.to_owned(),
+        ca_pem: String::new(),
     })
 }
 

@@ -93,6 +93,9 @@ impl Client {
     async fn answer(&mut self, request: Request) -> Response {
         match request {
             Request::Status => {}
+            Request::Network(_) => {
+                return Response::Failed { reason: "this keeper has no network".to_owned() };
+            }
             Request::WaitReady => {
                 // One that fails to start is told as failed, which it is only when all is cleaned up.
                 let settled = |state: &State| match state.stage {

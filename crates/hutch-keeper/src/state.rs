@@ -29,6 +29,7 @@ pub(crate) struct State {
     pub(crate) accelerator: Accelerator,
     pub(crate) vmm_pid: Option<u32>,
     pub(crate) workspace_pid: Option<u32>,
+    pub(crate) proxy_pid: Option<u32>,
     pub(crate) ready_ms: Option<u64>,
     pub(crate) unanswered_pings: u32,
     /// The channel to the guest while sessions can start.
@@ -42,6 +43,7 @@ impl State {
             accelerator,
             vmm_pid: None,
             workspace_pid: None,
+            proxy_pid: None,
             ready_ms: None,
             unanswered_pings: 0,
             guest: None,
@@ -66,6 +68,7 @@ impl State {
             keeper_pid: std::process::id(),
             vmm_pid: self.vmm_pid,
             workspace_pid: self.workspace_pid,
+            proxy_pid: self.proxy_pid,
             ready_ms: self.ready_ms,
             unanswered_pings: self.unanswered_pings,
         }

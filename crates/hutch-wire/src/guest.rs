@@ -76,6 +76,11 @@ pub enum ControlRequest {
     },
     /// Ends every process, syncs, unmounts and powers off. The reply comes before the power goes.
     PowerOff,
+    /// From now on these are the proxy's certificates that every tool trusts, in place of those before.
+    Trust {
+        /// PEM.
+        ca_pem: String,
+    },
 }
 
 /// The reply to a [`ControlRequest`].
@@ -85,6 +90,8 @@ pub enum ControlReply {
     Attached,
     /// Answer to a ping.
     Pong,
+    /// The certificates are where every tool looks.
+    Trusted,
     /// Everything is synced and unmounted; the power goes now.
     PoweringOff,
     /// It did not work: one sentence.
@@ -114,6 +121,8 @@ pub struct AttachSpec {
     pub environment: Vec<(Bytes, Bytes)>,
     /// The user that sessions run as unless they say otherwise.
     pub user: String,
+    /// Certificates, PEM, of the sandbox's proxy: put where every tool looks. Empty = there is no network.
+    pub ca_pem: String,
 }
 
 impl std::fmt::Debug for AttachSpec {

@@ -6,6 +6,7 @@
 //!   connection                   async driver: any byte stream → many [`Stream`]s
 //!   mux                          the same, as a pure state machine: no I/O, fuzzed
 //!   frame                        bytes ↔ frames
+//!   network                      what connections of the guest are, on the network port
 //!   workspace                    the few messages beside FUSE on the workspace port
 //! ```
 //!
@@ -18,6 +19,7 @@ pub mod frame;
 pub mod guest;
 pub mod message;
 pub mod mux;
+pub mod network;
 pub mod workspace;
 
 pub use connection::{Connection, ConnectionError, Incoming, IncomingStream, OpenError, Stream};

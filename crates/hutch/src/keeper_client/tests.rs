@@ -90,6 +90,7 @@ fn status(api_version: u16, phase: Phase) -> Response {
         keeper_pid: 1,
         vmm_pid: None,
         workspace_pid: None,
+        proxy_pid: None,
         ready_ms: None,
         unanswered_pings: 0,
     })

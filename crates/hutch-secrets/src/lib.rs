@@ -1,0 +1,1 @@
+//! Reads and holds credentials. Only the proxy may depend on this crate.
