@@ -115,6 +115,9 @@ impl Keeper {
             ))),
             Response::Stopped => Err(CallError::Lost("it has stopped".to_owned())),
             Response::Failed { reason } => Err(CallError::Lost(guest_sentence(&reason))),
+            Response::NetworkPolicy(_) | Response::NetworkChecked(_) | Response::Done => {
+                Err(CallError::Version("it answered another question".to_owned()))
+            }
         }
     }
 }
