@@ -66,6 +66,8 @@ pub enum NetworkRequest {
         /// Name and value.
         variables: Vec<(String, String)>,
     },
+    /// Where the credentials of the sandbox's services were found. Answered by [`Response::NetworkServices`].
+    Services,
 }
 
 impl std::fmt::Debug for NetworkRequest {
@@ -79,6 +81,7 @@ impl std::fmt::Debug for NetworkRequest {
             Self::Credentials { variables } => {
                 f.debug_struct("Credentials").field("variables", &variables.len()).finish()
             }
+            Self::Services => f.write_str("Services"),
         }
     }
 }
@@ -120,6 +123,8 @@ pub enum Response {
     NetworkPolicy(NetworkPolicy),
     /// Answer to [`NetworkRequest::Check`].
     NetworkChecked(NetworkChecked),
+    /// The services whose credentials the sandbox may use, in their order.
+    NetworkServices(Vec<NetworkService>),
     /// It worked, and there is nothing to say.
     Done,
 }
@@ -133,6 +138,16 @@ pub struct NetworkPolicy {
     pub inspect: String,
     /// Live connections that were cut by the change that this answers.
     pub cut: u32,
+}
+
+/// A service whose credential the sandbox may use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkService {
+    /// `anthropic`, `openai`, …
+    pub name: String,
+    /// Where its credential was found, in words a person knows: `secret store`, `variable OPENAI_API_KEY`, `login shell`;
+    /// nothing where there is none. Never what it is.
+    pub found: Option<String>,
 }
 
 /// What would happen to a connection.

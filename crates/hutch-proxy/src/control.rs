@@ -40,6 +40,8 @@ pub enum Request {
         /// TCP port.
         port: u16,
     },
+    /// Where the credentials of the settings' services are found, as the broker says. Answered by [`Reply::Services`].
+    Services,
 }
 
 /// An answer of the worker.
@@ -59,6 +61,9 @@ pub enum Reply {
     },
     /// What would happen, as far as can be known.
     Checked(Checked),
+    /// Each service's name, and where its credential was found (`secret store`, `variable OPENAI_API_KEY`, `login shell`),
+    /// never what it is.
+    Services(Vec<(String, Option<String>)>),
     /// It did not work: one sentence. After [`Start`] the worker ends.
     Failed {
         /// What failed and why.

@@ -115,9 +115,10 @@ impl Keeper {
             ))),
             Response::Stopped => Err(CallError::Lost("it has stopped".to_owned())),
             Response::Failed { reason } => Err(CallError::Lost(guest_sentence(&reason))),
-            Response::NetworkPolicy(_) | Response::NetworkChecked(_) | Response::Done => {
-                Err(CallError::Version("it answered another question".to_owned()))
-            }
+            Response::NetworkPolicy(_)
+            | Response::NetworkChecked(_)
+            | Response::NetworkServices(_)
+            | Response::Done => Err(CallError::Version("it answered another question".to_owned())),
         }
     }
 }
