@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use crate::process::{cargo, release, run, target};
 
 /// The programs that run on the host.
-pub(crate) const HOST_PROGRAMS: [&str; 3] = ["hutch", "hutch-keeper", "hutch-workspace"];
+pub(crate) const HOST_PROGRAMS: [&str; 4] =
+    ["hutch", "hutch-keeper", "hutch-workspace", "hutch-proxy"];
 
 /// The program that runs in the guest.
 pub(crate) const INIT: &str = "hutch-init";

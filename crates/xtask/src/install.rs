@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use crate::build::{self, built};
+use crate::build::{self, HOST_PROGRAMS, INIT, built};
 use crate::process::environment;
 
 /// Builds and installs.
@@ -20,7 +20,7 @@ pub(crate) fn install(prefix: &Path) -> anyhow::Result<()> {
     build::build()?;
     let libexec = prefix.join("libexec/hutch");
     put(&built("hutch"), &prefix.join("bin/hutch"))?;
-    for program in ["hutch-keeper", "hutch-workspace", build::INIT] {
+    for program in HOST_PROGRAMS.into_iter().filter(|program| *program != "hutch").chain([INIT]) {
         put(&built(program), &libexec.join(program))?;
     }
     eprintln!("Installed {} and {}", prefix.join("bin/hutch").display(), libexec.display());
