@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use hutch_store::{Layout, SandboxRecord};
-use hutch_vmm::{DiskSpec, Vm, VmSpec};
+use hutch_vmm::{DiskSpec, Memory, Vm, VmSpec};
 use hutch_wire::guest::{CHANNEL_PORT, DATA_DISK, TEMPLATE_DISK, WORKSPACE_PORT};
 
 use crate::Settings;
@@ -67,6 +67,7 @@ pub(crate) fn vm_spec(
         accelerator: settings.accelerator,
         cpus: record.cpus,
         memory_mib: record.memory_mib,
+        memory: Memory::Anonymous,
         kernel: settings.kernel.clone(),
         initramfs: settings.initramfs.clone(),
         kernel_arguments: Vec::new(),

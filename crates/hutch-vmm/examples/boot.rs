@@ -26,6 +26,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             accelerator,
             cpus: 2,
             memory_mib: 1024,
+            memory: hutch_vmm::Memory::Anonymous,
             kernel,
             initramfs,
             kernel_arguments: arguments.collect(),

@@ -47,6 +47,8 @@ pub struct VmSpec {
     pub cpus: u32,
     /// Guest memory in MiB.
     pub memory_mib: u32,
+    /// What the guest's memory is made of.
+    pub memory: Memory,
     /// Kernel image.
     pub kernel: PathBuf,
     /// Initramfs.
@@ -63,6 +65,25 @@ pub struct VmSpec {
     pub vmm_log: PathBuf,
     /// Directory of this VM alone for what the VMM must name (0700, ours).
     pub scratch: PathBuf,
+}
+
+/// What a guest's memory is made of.
+#[derive(Debug)]
+pub enum Memory {
+    /// Memory of the VMM alone.
+    Anonymous,
+    /// This empty file, open for reading and writing and ours alone: the VM can be saved ([`Vm::save`]), and the file is
+    /// then the saved memory.
+    File(OwnedFd),
+}
+
+/// A saved VM.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The file that its memory was made of. The resumed VM maps it privately: it never changes.
+    pub memory: OwnedFd,
+    /// What [`Vm::save`] wrote, positioned at its start.
+    pub state: OwnedFd,
 }
 
 /// The serial log stops growing here.
@@ -83,6 +104,14 @@ pub struct DiskSpec {
 pub trait Vmm: fmt::Debug + Send + Sync {
     /// Starts one and returns when its guest runs its first instruction. On an error nothing is left behind.
     fn start(&self, spec: VmSpec) -> BoxFuture<'_, Result<Box<dyn Vm>, StartError>>;
+    /// Starts one where a saved one stopped, and returns when its guest runs again. The specification must be that of
+    /// the saved VM but for the content of its disks, its logs, and its memory, which is the snapshot's. On an error
+    /// nothing is left behind.
+    fn resume(
+        &self,
+        spec: VmSpec,
+        snapshot: Snapshot,
+    ) -> BoxFuture<'_, Result<Box<dyn Vm>, StartError>>;
 }
 
 /// A running VM. Dropping it kills it.
@@ -93,6 +122,9 @@ pub trait Vm: fmt::Debug + Send {
     fn pid(&self) -> u32;
     /// Waits until the VM has ended, and says how. May be called again afterwards. Cancel safe.
     fn wait(&mut self) -> BoxFuture<'_, VmEnd>;
+    /// Stops the guest for good and writes everything of the VM but its memory to `state`. Only a VM whose memory is a
+    /// file can be saved. Afterwards it can only be ended.
+    fn save(&mut self, state: OwnedFd) -> BoxFuture<'_, Result<(), SaveError>>;
     /// Ends it at once.
     fn kill(&mut self);
     /// What the VMM's jail does not hold on this machine, a phrase each.
@@ -176,6 +208,29 @@ pub enum StartError {
         after: Duration,
         /// Its last words.
         said: String,
+    },
+}
+
+/// Why a VM could not be saved.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// Its memory is not a file.
+    #[error("the virtual machine's memory is not in a file")]
+    Memory,
+    /// The VMM refused a command or did not keep to its protocol.
+    #[error("the virtual machine monitor cannot be controlled")]
+    Control(#[from] ControlError),
+    /// The VMM could not write the state.
+    #[error("the state of the virtual machine cannot be written: {reason}")]
+    Write {
+        /// What the VMM said.
+        reason: String,
+    },
+    /// It did not get done.
+    #[error("the virtual machine was not saved within {} s", after.as_secs())]
+    TimedOut {
+        /// The limit.
+        after: Duration,
     },
 }
 

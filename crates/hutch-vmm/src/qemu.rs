@@ -6,7 +6,8 @@
 //!   files       what the VM opens, opened by us
 //!   confine     what the process may still do
 //!   qmp         the control protocol
-//!   process     start, watch, end
+//!   process     start, resume, watch, end
+//!   save        a running VM into files
 //!   stub        the probe's guest
 //! ```
 
@@ -18,6 +19,7 @@ mod files;
 mod guest;
 mod process;
 mod qmp;
+mod save;
 mod stub;
 
 use std::path::{Path, PathBuf};
@@ -25,7 +27,7 @@ use std::path::{Path, PathBuf};
 pub use self::discover::{DiscoverError, Version};
 pub use self::qmp::ControlError;
 pub(crate) use self::stub::StubError;
-use crate::{BoxFuture, StartError, Vm, VmSpec, Vmm};
+use crate::{BoxFuture, Snapshot, StartError, Vm, VmSpec, Vmm};
 
 /// A QEMU of this machine.
 #[derive(Debug, Clone)]
@@ -49,5 +51,15 @@ impl Qemu {
 impl Vmm for Qemu {
     fn start(&self, spec: VmSpec) -> BoxFuture<'_, Result<Box<dyn Vm>, StartError>> {
         Box::pin(async move { Ok(Box::new(process::start(self, spec).await?) as Box<dyn Vm>) })
+    }
+
+    fn resume(
+        &self,
+        spec: VmSpec,
+        snapshot: Snapshot,
+    ) -> BoxFuture<'_, Result<Box<dyn Vm>, StartError>> {
+        Box::pin(async move {
+            Ok(Box::new(process::resume(self, spec, snapshot).await?) as Box<dyn Vm>)
+        })
     }
 }

@@ -3,8 +3,10 @@
 //! Options that QEMU parses by commas carry only fixed text and numbers; names go into JSON. What QEMU 10 removed
 //! (`-chardev fd`, `-no-hpet`, short boolean options) is not used.
 
+use hutch_sys::jail::FileAccess;
 use serde_json::json;
 
+use super::discover::Version;
 use crate::arch::Architecture;
 use crate::{Accelerator, StartError, VmSpec};
 
@@ -47,7 +49,54 @@ pub(super) struct Descriptors {
     pub(super) initramfs: i32,
     pub(super) disks: Vec<i32>,
     pub(super) ports: Vec<i32>,
+    pub(super) memory: Option<MemoryFile>,
+    /// Where the state of a saved VM is read from.
+    pub(super) state: Option<i32>,
 }
+
+/// A file that guest memory is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct MemoryFile {
+    pub(super) descriptor: i32,
+    pub(super) mapping: Mapping,
+}
+
+/// How it is mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mapping {
+    /// What the guest writes goes to the file.
+    Shared,
+    /// What the guest writes stays with it. QEMU before 8.2 opens the file for writing all the same.
+    Private,
+    /// The same, and QEMU opens the file for reading only.
+    PrivateOfReadOnly,
+}
+
+impl Mapping {
+    /// How a QEMU of this version maps the memory of a saved VM.
+    pub(super) fn of_snapshot(version: Version) -> Self {
+        if version >= MAPS_READ_ONLY { Self::PrivateOfReadOnly } else { Self::Private }
+    }
+
+    /// What QEMU's opening of the file asks for.
+    pub(super) fn access(self) -> FileAccess {
+        match self {
+            Self::Shared | Self::Private => FileAccess::Write,
+            Self::PrivateOfReadOnly => FileAccess::Read,
+        }
+    }
+
+    fn options(self) -> &'static str {
+        match self {
+            Self::Shared => "share=on",
+            Self::Private => "share=off",
+            Self::PrivateOfReadOnly => "share=off,readonly=on,rom=off",
+        }
+    }
+}
+
+/// From here on QEMU can map a file privately that it opens for reading only (`rom=off`).
+const MAPS_READ_ONLY: Version = Version { major: 8, minor: 2 };
 
 /// Refuses what no VM can have, before anything is made.
 pub(super) fn check(spec: &VmSpec) -> Result<(), StartError> {
@@ -113,7 +162,11 @@ pub(super) fn build(
     line.option("-cpu", cpu(spec.accelerator));
     line.option("-smp", format!("cpus={0},sockets=1,cores={0},threads=1", spec.cpus));
     line.option("-m", format!("{}M", spec.memory_mib));
-    line.option("-object", format!("memory-backend-ram,id=ram,size={}M", spec.memory_mib));
+    line.option("-object", memory(spec.memory_mib, descriptors.memory));
+    if descriptors.state.is_some() {
+        // What is to be left out must be said before the state is read.
+        line.option("-incoming", "defer");
+    }
 
     line.option("-chardev", format!("socket,id=control,fd={}", descriptors.control));
     line.option("-mon", "chardev=control,mode=control");
@@ -140,6 +193,18 @@ pub(super) fn build(
         line.option("-device", device.to_string());
     }
     line.0
+}
+
+/// The guest's memory.
+fn memory(mib: u32, file: Option<MemoryFile>) -> String {
+    match file {
+        None => format!("memory-backend-ram,id=ram,size={mib}M"),
+        Some(MemoryFile { descriptor, mapping }) => format!(
+            "memory-backend-file,id=ram,size={mib}M,mem-path={},{}",
+            inherited(descriptor),
+            mapping.options()
+        ),
+    }
 }
 
 /// The device that the ports are on.

@@ -37,12 +37,19 @@ pub(super) fn identity(accelerator: Accelerator) -> Option<Identity> {
     }
 }
 
-/// The jail for QEMU. `readable` are the open files that it opens again by `/proc/self/fd`.
+/// A file that QEMU opens again by `/proc/self/fd`.
+#[derive(Debug)]
+pub(super) struct Reopened {
+    pub(super) file: OwnedFd,
+    pub(super) access: FileAccess,
+}
+
+/// The jail for QEMU, with the open files that it opens again.
 pub(super) fn jail(
     program: &Path,
     accelerator: Accelerator,
     identity: Option<Identity>,
-    readable: Vec<OwnedFd>,
+    reopened: Vec<Reopened>,
 ) -> Jail {
     // QEMU's own filter denies spawning, changing user and scheduling; this one adds every network and what only root does.
     let denied = networking().into_iter().chain(privileged()).collect();
@@ -60,7 +67,7 @@ pub(super) fn jail(
     if accelerator == Accelerator::Kvm {
         jail = jail.allow_path_if_present(KVM, FileAccess::Device);
     }
-    for file in readable {
+    for Reopened { file, access } in reopened {
         // A file in memory has no place in the file system: Landlock neither takes a rule for it nor restricts it.
         let has_a_name = file
             .try_clone()
@@ -68,7 +75,7 @@ pub(super) fn jail(
             .and_then(|file| file.metadata())
             .is_ok_and(|of| of.nlink() > 0);
         if has_a_name {
-            jail = jail.allow_open(file, FileAccess::Read);
+            jail = jail.allow_open(file, access);
         }
     }
     if let Some(identity) = identity {

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use crate::{Accelerator, DiskSpec, VmSpec};
+use crate::{Accelerator, DiskSpec, Memory, VmSpec};
 
 /// Where the setup code starts, after the header that it has to jump over.
 const CODE: usize = 0x270;
@@ -57,6 +57,25 @@ impl Guest {
     /// Writes to the serial port for ever, as fast as it can: mov dx, 0x3f8; mov al, 'x'; out; jmp back.
     pub(super) fn flood(self) -> Self {
         self.code(&[0xba, 0xf8, 0x03, 0xb0, b'x', 0xee, 0xeb, 0xfd])
+    }
+
+    /// Says a digit that it keeps in memory, counting up, for ever, with a pause after each: mov al, [bx]; … inc.
+    pub(super) fn count(self) -> Self {
+        // mov ax, 0x3000; mov fs, ax; mov byte fs:[0], '0'
+        let counting = self.code(&[0xb8, 0x00, 0x30, 0x8e, 0xe0, 0x64, 0xc6, 0x06, 0, 0, b'0']);
+        let start = counting.0.len();
+        // mov al, fs:[0]; put; inc byte fs:[0]; cmp byte fs:[0], '9'+1; jne +6; mov byte fs:[0], '0'
+        let mut counting = counting
+            .code(&[0x64, 0xa0, 0x00, 0x00])
+            .put_al()
+            .code(&[0x64, 0xfe, 0x06, 0, 0, 0x64, 0x80, 0x3e, 0, 0, b'9' + 1, 0x75, 0x06])
+            .code(&[0x64, 0xc6, 0x06, 0, 0, b'0'])
+            // mov ecx, 2000000; dec ecx; jnz back
+            .code(&[0x66, 0xb9, 0x80, 0x84, 0x1e, 0x00, 0x66, 0x49, 0x75, 0xfc]);
+        let back = counting.0.len() + 3 - start;
+        let back = u16::try_from(back).expect("a short guest").wrapping_neg().to_le_bytes();
+        counting = counting.code(&[0xe9, back[0], back[1]]);
+        counting
     }
 
     /// Reads a sector of a disk and says `0` and its first byte, or `1` for an error.
@@ -152,6 +171,7 @@ impl Place {
             accelerator: Accelerator::Tcg,
             cpus: 1,
             memory_mib: 64,
+            memory: Memory::Anonymous,
             kernel: self.path("kernel"),
             initramfs: self.path("initramfs"),
             kernel_arguments: Vec::new(),

@@ -8,17 +8,21 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
+use hutch_sys::jail::FileAccess;
 use hutch_sys::process::Process;
 use hutch_sys::spawn::{Launch, Resource};
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
-use super::arguments::{self, Descriptors};
+use super::arguments::{self, Descriptors, Mapping, MemoryFile};
+use super::confine::Reopened;
 use super::qmp::{Client, ControlError, Observed, ShutdownReason};
-use super::{Qemu, confine, files};
+use super::{Qemu, confine, files, save};
 use crate::logs::{BoundedLog, Tail, VMM_LOG_MAX, Watch};
-use crate::{BoxFuture, SERIAL_LOG_MAX, StartError, Vm, VmEnd, VmSpec, arch};
+use crate::{
+    BoxFuture, Memory, SERIAL_LOG_MAX, SaveError, Snapshot, StartError, Vm, VmEnd, VmSpec, arch,
+};
 
 /// From `exec` to a running guest. QEMU needs 0.1 s, and ten times that when it is itself emulated.
 const RUNNING_WITHIN: Duration = Duration::from_secs(30);
@@ -27,10 +31,31 @@ const STREAMS_END_WITHIN: Duration = Duration::from_secs(2);
 
 /// Starts QEMU and the guest in it.
 pub(super) async fn start(qemu: &Qemu, spec: VmSpec) -> Result<QemuVm, StartError> {
+    begin(qemu, spec, None).await
+}
+
+/// Starts QEMU, and the guest where the saved one stopped.
+pub(super) async fn resume(
+    qemu: &Qemu,
+    spec: VmSpec,
+    snapshot: Snapshot,
+) -> Result<QemuVm, StartError> {
+    if !matches!(spec.memory, Memory::Anonymous) {
+        return Err(StartError::Spec { what: "memory beside that of its snapshot".to_owned() });
+    }
+    begin(qemu, spec, Some(snapshot)).await
+}
+
+async fn begin(
+    qemu: &Qemu,
+    spec: VmSpec,
+    snapshot: Option<Snapshot>,
+) -> Result<QemuVm, StartError> {
     arguments::check(&spec)?;
+    let saveable = matches!(spec.memory, Memory::File(_));
     let qemu = qemu.clone();
-    let launched = tokio::task::spawn_blocking(move || launch(&qemu, spec)).await;
-    let Launched { process, control, ports, tail, weaknesses } =
+    let launched = tokio::task::spawn_blocking(move || launch(&qemu, spec, snapshot)).await;
+    let Launched { process, control, ports, tail, weaknesses, state } =
         launched.map_err(|error| StartError::Resources { source: error.into() })??;
     for weakness in &weaknesses {
         tracing::warn!(
@@ -39,9 +64,13 @@ pub(super) async fn start(qemu: &Qemu, spec: VmSpec) -> Result<QemuVm, StartErro
             "the virtual machine monitor is less confined than it could be"
         );
     }
+    let resumes = state.is_some();
     let mut starting = Starting { process, tail };
     let ready = async {
         let mut control = Client::connect(control).await?;
+        if let Some(state) = state {
+            save::load(&mut control, state).await?;
+        }
         control.execute("cont", json!({})).await?;
         Ok(control)
     };
@@ -56,8 +85,8 @@ pub(super) async fn start(qemu: &Qemu, spec: VmSpec) -> Result<QemuVm, StartErro
         }
     };
     let Starting { process, tail } = starting;
-    tracing::info!(pid = process.pid, "virtual machine started");
-    Ok(QemuVm { process, control, ports, tail, weaknesses, killed: false, end: None })
+    tracing::info!(pid = process.pid, resumes, "virtual machine started");
+    Ok(QemuVm { process, control, ports, tail, weaknesses, saveable, killed: false, end: None })
 }
 
 /// What [`launch`] gives: a process that holds the other ends.
@@ -67,10 +96,16 @@ struct Launched {
     ports: BTreeMap<String, UnixStream>,
     tail: Tail,
     weaknesses: Vec<String>,
+    /// Number that the descriptor of a saved VM's state has in the process.
+    state: Option<i32>,
 }
 
 /// Opens everything and starts the process. Blocks for some milliseconds.
-fn launch(qemu: &Qemu, spec: VmSpec) -> Result<Launched, StartError> {
+fn launch(
+    qemu: &Qemu,
+    mut spec: VmSpec,
+    snapshot: Option<Snapshot>,
+) -> Result<Launched, StartError> {
     let resources = |source: io::Error| StartError::Resources { source };
     let identity = confine::identity(spec.accelerator);
     let kernel = files::open_for_reading("kernel", &spec.kernel, identity.is_some())?;
@@ -80,11 +115,26 @@ fn launch(qemu: &Qemu, spec: VmSpec) -> Result<Launched, StartError> {
     })?;
     let vmm_log = BoundedLog::open(&spec.vmm_log, VMM_LOG_MAX)
         .map_err(|source| StartError::File { what: "log", path: spec.vmm_log.clone(), source })?;
-    let readable: Vec<OwnedFd> = [&kernel, &initramfs]
-        .into_iter()
-        .map(|file| file.try_clone().map(OwnedFd::from))
-        .collect::<Result<_, _>>()
-        .map_err(resources)?;
+    let again = |file: OwnedFd, access| Reopened { file, access };
+    let mut reopened = Vec::new();
+    for file in [&kernel, &initramfs] {
+        reopened.push(again(file.try_clone().map_err(resources)?.into(), FileAccess::Read));
+    }
+    let (memory, state) = match snapshot {
+        Some(Snapshot { memory, state }) => {
+            (Some((memory, Mapping::of_snapshot(qemu.version))), Some(state))
+        }
+        None => match std::mem::replace(&mut spec.memory, Memory::Anonymous) {
+            Memory::Anonymous => (None, None),
+            Memory::File(file) => {
+                save::prepare(&file, spec.memory_mib, identity).map_err(resources)?;
+                (Some((file, Mapping::Shared)), None)
+            }
+        },
+    };
+    if let Some((file, mapping)) = &memory {
+        reopened.push(again(file.try_clone().map_err(resources)?, mapping.access()));
+    }
 
     let mut launch = Launch::new(&qemu.program);
     let (control, control_theirs) = BlockingStream::pair().map_err(resources)?;
@@ -96,6 +146,9 @@ fn launch(qemu: &Qemu, spec: VmSpec) -> Result<Launched, StartError> {
         initramfs: launch.inherit(initramfs),
         disks: Vec::new(),
         ports: Vec::new(),
+        memory: memory
+            .map(|(file, mapping)| MemoryFile { descriptor: launch.inherit(file), mapping }),
+        state: state.map(|state| launch.inherit(state)),
     };
     let mut ports = BTreeMap::new();
     for name in &spec.ports {
@@ -103,7 +156,6 @@ fn launch(qemu: &Qemu, spec: VmSpec) -> Result<Launched, StartError> {
         descriptors.ports.push(launch.inherit(theirs));
         ports.insert(name.clone(), to_async(ours).map_err(resources)?);
     }
-    let mut spec = spec;
     let disks = std::mem::take(&mut spec.disks);
     for disk in disks {
         let (read_only, serial) = (disk.read_only, disk.serial.clone());
@@ -119,8 +171,9 @@ fn launch(qemu: &Qemu, spec: VmSpec) -> Result<Launched, StartError> {
         .limit(Resource::Core, 0)
         .new_session()
         .die_with_parent()
-        .jail(confine::jail(&qemu.program, spec.accelerator, identity, readable));
+        .jail(confine::jail(&qemu.program, spec.accelerator, identity, reopened));
 
+    let state = descriptors.state;
     let tail = Tail::default();
     let control = to_async(control).map_err(resources)?;
     let started = launch.start().map_err(|source| StartError::Launch { source })?;
@@ -128,7 +181,8 @@ fn launch(qemu: &Qemu, spec: VmSpec) -> Result<Launched, StartError> {
     let process = guard.open().map_err(resources)?;
     let watch = Watch { serial, serial_log, errors, vmm_log, tail: tail.clone(), process };
     guard.ended = Some(watch.start().map_err(resources)?);
-    Ok(Launched { process: guard, control, ports, tail, weaknesses: started.report.weaknesses() })
+    let weaknesses = started.report.weaknesses();
+    Ok(Launched { process: guard, control, ports, tail, weaknesses, state })
 }
 
 pub(super) fn to_async(stream: BlockingStream) -> io::Result<UnixStream> {
@@ -230,6 +284,7 @@ pub(super) struct QemuVm {
     ports: BTreeMap<String, UnixStream>,
     tail: Tail,
     weaknesses: Vec<String>,
+    saveable: bool,
     killed: bool,
     end: Option<VmEnd>,
 }
@@ -266,6 +321,16 @@ impl Vm for QemuVm {
 
     fn wait(&mut self) -> BoxFuture<'_, VmEnd> {
         Box::pin(self.ended())
+    }
+
+    fn save(&mut self, state: OwnedFd) -> BoxFuture<'_, Result<(), SaveError>> {
+        Box::pin(async move {
+            // Once only: what was stopped for a save does not run on.
+            if !std::mem::take(&mut self.saveable) {
+                return Err(SaveError::Memory);
+            }
+            save::save(&mut self.control, state).await
+        })
     }
 
     fn kill(&mut self) {

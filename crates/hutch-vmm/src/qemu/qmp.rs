@@ -3,11 +3,14 @@
 //! QEMU itself may be in a guest's hands: lines are bounded, their number in flight too, and nothing it says is believed
 //! beyond how this one VM ended. [`Lines`] and [`Message::parse`] are pure; [`Client`] drives them.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
@@ -191,14 +194,37 @@ impl Client {
         command: &'static str,
         arguments: Value,
     ) -> Result<Value, ControlError> {
+        let line = self.line(command, &arguments);
+        self.commands.write_all(line.as_bytes()).await.map_err(not_sent)?;
+        self.answer(command).await
+    }
+
+    /// Gives QEMU a descriptor that later commands know by `name`. Not cancel safe.
+    pub(super) async fn give(
+        &mut self,
+        name: &str,
+        descriptor: BorrowedFd<'_>,
+    ) -> Result<(), ControlError> {
+        const COMMAND: &str = "getfd";
+        let line = self.line(COMMAND, &json!({ "fdname": name }));
+        let socket: &UnixStream = self.commands.as_ref();
+        let send = || send_with_descriptor(socket.as_fd(), line.as_bytes(), descriptor);
+        let sent = socket.async_io(Interest::WRITABLE, send).await.map_err(not_sent)?;
+        // The descriptor went with the first byte.
+        let rest = line.as_bytes().get(sent..).unwrap_or_default();
+        self.commands.write_all(rest).await.map_err(not_sent)?;
+        self.answer(COMMAND).await.map(drop)
+    }
+
+    fn line(&mut self, command: &str, arguments: &Value) -> String {
         self.last_id += 1;
         let mut line =
             json!({ "execute": command, "arguments": arguments, "id": self.last_id }).to_string();
         line.push('\n');
-        self.commands.write_all(line.as_bytes()).await.map_err(|error| match error.kind() {
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ControlError::Closed,
-            _ => ControlError::Connection(error),
-        })?;
+        line
+    }
+
+    async fn answer(&mut self, command: &'static str) -> Result<Value, ControlError> {
         match self.answers.recv().await {
             Some((id, Ok(answer))) if id == self.last_id => Ok(answer),
             Some((id, Err(description))) if id == self.last_id => {
@@ -235,6 +261,28 @@ impl Drop for Client {
             observed.abort();
         }
     }
+}
+
+fn not_sent(error: io::Error) -> ControlError {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ControlError::Closed,
+        _ => ControlError::Connection(error),
+    }
+}
+
+fn send_with_descriptor(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    descriptor: BorrowedFd<'_>,
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor];
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(io::Error::other("no room for a descriptor"));
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, flags)?)
 }
 
 /// Reads until the connection ends, passes answers on, and remembers how the VM ended.
@@ -282,7 +330,7 @@ async fn observe(mut read: OwnedReadHalf, answers: mpsc::Sender<Answer>) -> Obse
     }
 }
 
-fn shorten(description: &str) -> String {
+pub(super) fn shorten(description: &str) -> String {
     description.chars().filter(|c| !c.is_control()).take(DESCRIPTION_MAX).collect()
 }
 

@@ -6,11 +6,13 @@ use std::os::unix::net::UnixStream as BlockingStream;
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use hutch_sys::jail::FileAccess;
 use hutch_sys::process::Process;
 use hutch_sys::spawn::{Launch, LaunchError, Resource};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::json;
 
+use super::confine::Reopened;
 use super::process::{Guard, describe, to_async};
 use super::qmp::{Client, ControlError};
 use super::{Qemu, confine};
@@ -147,10 +149,11 @@ fn launch(
         "-mon",
         "chardev=control,mode=control",
     ]);
-    let mut readable: Vec<OwnedFd> = Vec::new();
+    let mut reopened = Vec::new();
     if let Some(stub) = stub {
         let firmware = firmware(&stub.firmware).map_err(StubError::Resources)?;
-        readable.push(firmware.try_clone().map_err(StubError::Resources)?);
+        let file = firmware.try_clone().map_err(StubError::Resources)?;
+        reopened.push(Reopened { file, access: FileAccess::Read });
         launch.args(stub.arguments);
         let descriptor = launch.inherit(firmware);
         launch.args(["-bios", &format!("/proc/self/fd/{descriptor}")]);
@@ -162,7 +165,7 @@ fn launch(
         .limit(Resource::Core, 0)
         .new_session()
         .die_with_parent()
-        .jail(confine::jail(&qemu.program, accelerator, identity, readable));
+        .jail(confine::jail(&qemu.program, accelerator, identity, reopened));
     let control = to_async(control).map_err(StubError::Resources)?;
     let guard = Guard::new(launch.start().map_err(StubError::Launch)?.child);
     // Not reaped, so that it can be opened even if it has ended.

@@ -2,7 +2,7 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use super::*;
-use crate::{DiskSpec, arch};
+use crate::{DiskSpec, Memory, arch};
 
 fn spec() -> VmSpec {
     let disk = |serial: &str, read_only| DiskSpec {
@@ -14,6 +14,7 @@ fn spec() -> VmSpec {
         accelerator: Accelerator::Tcg,
         cpus: 2,
         memory_mib: 2048,
+        memory: Memory::Anonymous,
         kernel: PathBuf::from("/k,ernel"),
         initramfs: PathBuf::from("/initramfs"),
         kernel_arguments: vec!["hutch.debug=1".to_owned()],
@@ -33,6 +34,8 @@ fn line(spec: &VmSpec) -> Vec<String> {
         initramfs: 6,
         ports: vec![7, 8],
         disks: vec![9, 10],
+        memory: None,
+        state: None,
     };
     build(spec, arch::native(), &descriptors)
 }
@@ -172,4 +175,40 @@ fn sizes_that_no_vm_has_are_refused() {
     }
     let spec = VmSpec { ports: (0..31).map(|number| format!("p{number}")).collect(), ..spec() };
     assert!(matches!(check(&spec), Err(StartError::Spec { .. })));
+}
+
+#[test]
+fn memory_in_a_file_is_shared_to_be_saved_and_private_when_resumed() {
+    let line = |mapping, state| {
+        let descriptors = Descriptors {
+            control: 3,
+            serial: 4,
+            kernel: 5,
+            initramfs: 6,
+            ports: vec![7, 8],
+            disks: vec![9, 10],
+            memory: Some(MemoryFile { descriptor: 11, mapping }),
+            state,
+        };
+        build(&spec(), arch::native(), &descriptors)
+    };
+    let saved = line(Mapping::Shared, None);
+    let memory = "memory-backend-file,id=ram,size=2048M,mem-path=/proc/self/fd/11,share=on";
+    assert!(values(&saved, "-object").contains(&memory));
+    assert!(values(&saved, "-incoming").is_empty());
+
+    let version = |major, minor| Mapping::of_snapshot(Version { major, minor });
+    for (mapping, options, access) in [
+        (version(7, 2), "share=off", FileAccess::Write),
+        (version(8, 1), "share=off", FileAccess::Write),
+        (version(8, 2), "share=off,readonly=on,rom=off", FileAccess::Read),
+        (version(10, 0), "share=off,readonly=on,rom=off", FileAccess::Read),
+    ] {
+        let resumed = line(mapping, Some(12));
+        let memory =
+            format!("memory-backend-file,id=ram,size=2048M,mem-path=/proc/self/fd/11,{options}");
+        assert!(values(&resumed, "-object").contains(&memory.as_str()), "{mapping:?}");
+        assert_eq!(values(&resumed, "-incoming"), ["defer"]);
+        assert_eq!(mapping.access(), access);
+    }
 }
