@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write as _;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use hutch_keeper::{WorkspaceHost, WorkspaceStart, WorkspaceWorker};
-use hutch_vmm::{BoxFuture, StartError, Vm, VmEnd, VmSpec, Vmm};
+use hutch_vmm::{BoxFuture, SaveError, Snapshot, StartError, Vm, VmEnd, VmSpec, Vmm};
 use hutch_wire::guest::{
     AttachSpec, CHANNEL_PORT, ControlReply, ControlRequest, ExecEvent, ExecRequest, ExecSpec, Open,
     Stdio, WORKSPACE_PORT,
@@ -100,6 +101,13 @@ impl Vmm for FakeVmm {
             Ok(Box::new(FakeVm { ports, ended: power.0.subscribe(), power, guest }) as Box<dyn Vm>)
         })
     }
+    fn resume(
+        &self,
+        spec: VmSpec,
+        _snapshot: Snapshot,
+    ) -> BoxFuture<'_, Result<Box<dyn Vm>, StartError>> {
+        self.start(spec)
+    }
 }
 
 #[derive(Debug)]
@@ -123,6 +131,9 @@ impl Vm for FakeVm {
             self.guest.abort();
             end
         })
+    }
+    fn save(&mut self, _state: OwnedFd) -> BoxFuture<'_, Result<(), SaveError>> {
+        Box::pin(async { Err(SaveError::Memory) })
     }
     fn kill(&mut self) {
         self.guest.abort();
