@@ -121,7 +121,7 @@ impl Connection {
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let ours = Hello::ours(limits);
-        let (transport, theirs) = greet(transport, ours).await?;
+        let (transport, theirs) = greet(transport, role, ours).await?;
         let version = ours.settle(&theirs).ok_or(ConnectionError::Version {
             min: theirs.version_min,
             max: theirs.version_max,

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 use super::{ConnectionError, Shared};
+use crate::Role;
 use crate::frame::{Frame, HELLO_PREFIX, Hello, Violation};
 use crate::mux::Event;
 
@@ -18,7 +19,11 @@ const INPUT: usize = 64 * 1024;
 const ROUNDS: usize = 32;
 
 /// Exchanges greetings; gives the transport back with the peer's.
-pub(super) async fn greet<T>(transport: T, ours: Hello) -> Result<(T, Hello), ConnectionError>
+pub(super) async fn greet<T>(
+    transport: T,
+    role: Role,
+    ours: Hello,
+) -> Result<(T, Hello), ConnectionError>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
@@ -34,8 +39,16 @@ where
         reader.read_exact(&mut rest).await.map_err(|error| lost(&error))?;
         Hello::decode(&rest).map_err(|violation| broke(&violation))
     };
-    // Both at once: a transport may hold less than a greeting.
-    let ((), theirs) = tokio::try_join!(write, read)?;
+    let theirs = match role {
+        // A transport may hold less than a greeting, and the other side may wait for ours: both at once.
+        Role::Client => tokio::try_join!(write, read)?.1,
+        // Not a byte before the client's: a guest that is saved while it waits here goes on with whoever comes.
+        Role::Server => {
+            let theirs = read.await?;
+            write.await?;
+            theirs
+        }
+    };
     Ok((reader.unsplit(writer), theirs))
 }
 

@@ -315,6 +315,18 @@ async fn greet_by_hand(
 }
 
 #[tokio::test]
+async fn a_server_says_nothing_before_its_client() {
+    let (mut client, server) = duplex(1000);
+    let served = tokio::spawn(Connection::establish(server, Role::Server, small()));
+    let mut byte = [0];
+    let early = tokio::time::timeout(Duration::from_millis(50), client.read(&mut byte)).await;
+    assert!(early.is_err(), "it speaks only when spoken to");
+    let greeted = Connection::establish(client, Role::Client, small()).await;
+    greeted.expect("the client greets");
+    served.await.unwrap().expect("and is answered");
+}
+
+#[tokio::test]
 async fn a_peer_of_other_versions_is_named() {
     let hello = Hello { version_min: 7, version_max: 9, ..Hello::ours(small()) };
     let (_raw, made) = greet_by_hand(hello).await;
