@@ -50,6 +50,12 @@ impl Conversation {
         Self { line, child, stdin, answers, complaints }
     }
 
+    /// Its process number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Says a line.
     #[track_caller]
     pub fn say(&mut self, line: &str) {

@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::account::Account;
+use crate::internet::Internet;
 use crate::invocation::Invocation;
 use crate::sandbox::TestSandbox;
 use crate::stage::Stage;
@@ -30,6 +31,7 @@ pub struct TestEnvironment {
     account: Account,
     stage: Stage,
     variables: Vec<(String, String)>,
+    internet: Option<Internet>,
 }
 
 impl TestEnvironment {
@@ -45,6 +47,31 @@ impl TestEnvironment {
         Self::of(Account::root())
     }
 
+    /// A world of an ordinary user whose internet is a stand-in, which the configuration trusts.
+    #[must_use]
+    pub fn with_internet() -> Self {
+        let internet = Internet::start();
+        let ca_file = internet.ca_file();
+        let mut environment = Self::of(Account::ordinary());
+        environment.internet = Some(internet);
+        environment.configure(&format!("[network]\nca_files = [\"{}\"]\n", ca_file.display()));
+        environment
+    }
+
+    /// The stand-in for the internet of a world that has one.
+    #[track_caller]
+    #[must_use]
+    pub fn internet(&self) -> &Internet {
+        self.internet.as_ref().expect("this world has an internet")
+    }
+
+    /// Writes `config.toml`.
+    pub fn configure(&self, text: &str) {
+        let directory = self.path("home/.config/hutch");
+        self.account.act(|| fs::create_dir_all(&directory).expect("a directory can be made"));
+        self.write(&directory.join("config.toml"), text);
+    }
+
     fn of(account: Account) -> Self {
         let stage = Stage::find();
         // Short, because the path of a socket has at most 107 bytes.
@@ -53,7 +80,7 @@ impl TestEnvironment {
         let open = fs::Permissions::from_mode(0o755);
         fs::set_permissions(root.path(), open).expect("a new directory can be opened up");
         account.give(root.path());
-        let environment = Self { root, account, stage, variables: Vec::new() };
+        let environment = Self { root, account, stage, variables: Vec::new(), internet: None };
         for directory in ["home", "state", "run", "work"] {
             environment.make_directory(&environment.path(directory));
         }
@@ -155,7 +182,13 @@ impl TestEnvironment {
     #[must_use]
     pub fn program_as(&self, account: Account, program: impl AsRef<OsStr>) -> Invocation {
         let home = self.path("home");
-        let mut invocation = Invocation::new(program, account)
+        let mut invocation = match &self.internet {
+            Some(internet) => {
+                Invocation::new("nsenter", account).args(internet.entrance()).args([program])
+            }
+            None => Invocation::new(program, account),
+        };
+        invocation = invocation
             .directory(&home)
             .variable("HOME", &home)
             .variable("USER", "tester")

@@ -8,6 +8,7 @@
 //!   terminal      one run of a program in a pseudo-terminal, with the screen as a person sees it
 //!   conversation  one run of a program that answers line by line
 //!   sandbox       a sandbox of an environment
+//!   internet      names, servers and certificates in a network namespace
 //!   hostile       a guest that attacks its host
 //!   small_disk    a file system that can be filled
 //!   traces        processes, sockets and mounts that belong to an environment
@@ -22,6 +23,7 @@ pub mod account;
 pub mod conversation;
 pub mod environment;
 pub mod hostile;
+pub mod internet;
 pub mod invocation;
 pub mod sandbox;
 pub mod small_disk;
@@ -33,6 +35,7 @@ pub mod wait;
 pub use account::Account;
 pub use conversation::Conversation;
 pub use environment::TestEnvironment;
+pub use internet::Internet;
 pub use invocation::{Invocation, Outcome, Running};
 pub use sandbox::TestSandbox;
 pub use stage::Stage;

@@ -26,7 +26,7 @@ use crate::process::{command, is_root, root, run, target};
 const TEST_USER: &str = "hutch-test";
 
 /// Programs of hutch-testkit that run in a guest.
-pub(crate) const GUEST_PROGRAMS: [&str; 2] = ["hostile-init", "workspace-bench"];
+pub(crate) const GUEST_PROGRAMS: [&str; 3] = ["hostile-init", "workspace-bench", "internet"];
 
 /// Makes it all; what is there and current stays.
 pub(crate) fn prepare() -> anyhow::Result<PathBuf> {
