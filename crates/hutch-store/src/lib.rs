@@ -10,6 +10,7 @@
 //!   store      create, list, load, update, remove
 //!   lock       who may do something now, and who runs
 //!   disk       the sandbox's data disk
+//!   snapshots  saved VMs that sandboxes start from
 //!   atomic     how a file is written
 //! ```
 //!
@@ -23,6 +24,7 @@ pub mod lock;
 pub mod name;
 pub mod programs;
 pub mod record;
+pub mod snapshots;
 pub mod store;
 
 pub use self::atomic::FileError;
@@ -33,5 +35,8 @@ pub use self::name::{AGENT_WORDS, NameError, SandboxId, SandboxName};
 pub use self::programs::{Program, ProgramError, Programs};
 pub use self::record::{
     Draft, HostPath, KeeperRecord, LastEnd, SandboxRecord, TemplateReference, Workspace,
+};
+pub use self::snapshots::{
+    FindError, MakeError, Making, SnapshotFiles, SnapshotKey, SnapshotUse, Snapshots,
 };
 pub use self::store::{CreateError, Listed, LoadError, RemoveError, Store, StoreError};
