@@ -104,6 +104,9 @@ pub struct DiskSpec {
 pub trait Vmm: fmt::Debug + Send + Sync {
     /// Starts one and returns when its guest runs its first instruction. On an error nothing is left behind.
     fn start(&self, spec: VmSpec) -> BoxFuture<'_, Result<Box<dyn Vm>, StartError>>;
+    /// Everything but the content of files that a saved VM of this specification depends on, a fact each: a VM can be
+    /// resumed only where all of them are the same. An error says why VMs cannot be saved here.
+    fn fingerprint(&self, spec: &VmSpec) -> Result<Vec<Vec<u8>>, StartError>;
     /// Starts one where a saved one stopped, and returns when its guest runs again. The specification must be that of
     /// the saved VM but for the content of its disks, its logs, and its memory, which is the snapshot's. On an error
     /// nothing is left behind.

@@ -6,6 +6,7 @@
 //!   files       what the VM opens, opened by us
 //!   confine     what the process may still do
 //!   qmp         the control protocol
+//!   fingerprint what a saved VM depends on
 //!   process     start, resume, watch, end
 //!   save        a running VM into files
 //!   stub        the probe's guest
@@ -15,6 +16,7 @@ mod arguments;
 mod confine;
 mod discover;
 mod files;
+mod fingerprint;
 #[cfg(test)]
 mod guest;
 mod process;
@@ -51,6 +53,10 @@ impl Qemu {
 impl Vmm for Qemu {
     fn start(&self, spec: VmSpec) -> BoxFuture<'_, Result<Box<dyn Vm>, StartError>> {
         Box::pin(async move { Ok(Box::new(process::start(self, spec).await?) as Box<dyn Vm>) })
+    }
+
+    fn fingerprint(&self, spec: &VmSpec) -> Result<Vec<Vec<u8>>, StartError> {
+        fingerprint::facts(self, spec)
     }
 
     fn resume(

@@ -101,6 +101,9 @@ impl Vmm for FakeVmm {
             Ok(Box::new(FakeVm { ports, ended: power.0.subscribe(), power, guest }) as Box<dyn Vm>)
         })
     }
+    fn fingerprint(&self, _spec: &VmSpec) -> Result<Vec<Vec<u8>>, StartError> {
+        Ok(Vec::new())
+    }
     fn resume(
         &self,
         spec: VmSpec,
