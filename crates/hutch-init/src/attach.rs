@@ -3,12 +3,14 @@
 //! Entropy first: nothing that could draw random numbers for this sandbox may run before the machine has bytes of its
 //! own, because many machines are resumed from one saved state. Then clock and names, disks, workspaces, container.
 
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hutch_wire::guest::{AttachSpec, WORKSPACE_PORT};
+use hutch_wire::guest::{AttachSpec, Bytes, WORKSPACE_PORT};
 
 use crate::container::{Container, ContainerError, ContainerSpec};
 use crate::devices::Devices;
@@ -62,6 +64,48 @@ pub(crate) struct Hardware {
     pub(crate) devices: Devices,
     /// Drivers and file systems on their way.
     pub(crate) modules: Loading,
+    /// What was mounted already for any sandbox of the template.
+    pub(crate) prepared: Mutex<Option<Places>>,
+}
+
+/// Does what is the same for each sandbox of the template: its disk is mounted, and some of its files are in memory.
+pub(crate) async fn prepare(hardware: Arc<Hardware>, files: Vec<Bytes>) -> Result<(), AttachError> {
+    blocking(move || {
+        let mut stages = Stages::start();
+        let places = template(&hardware, &mut stages)?;
+        let root = Root::open(&places.template).map_err(AttachError::Root)?;
+        let read: u64 = files.iter().map(|file| read_ahead(&root, file)).sum();
+        stages.mark("files");
+        *hardware.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(places);
+        log::info(format!("prepared, {} MiB read; {stages}", read >> 20));
+        Ok(())
+    })
+    .await
+}
+
+/// Has a file of the template in the page cache; gives its bytes.
+fn read_ahead(root: &Root, file: &[u8]) -> u64 {
+    let path = Path::new(OsStr::from_bytes(file));
+    match root.read(path).and_then(|mut file| io::copy(&mut file, &mut io::sink())) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            log::info(format!("{} not read ahead: {error}", path.display()));
+            0
+        }
+    }
+}
+
+/// The template's disk, mounted now or before.
+fn template(hardware: &Hardware, stages: &mut Stages) -> Result<Places, AttachError> {
+    if let Some(places) = hardware.prepared.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        return Ok(places);
+    }
+    hardware.modules.finish();
+    stages.mark("modules");
+    let places = Places::make(Path::new(BASE)).map_err(DiskError::Places)?;
+    disks::mount_template(&hardware.devices, &places.template)?;
+    stages.mark("template");
+    Ok(places)
 }
 
 /// Does every step in order; the sandbox runs when it returns.
@@ -103,11 +147,7 @@ fn make_root(
     spec: &AttachSpec,
     mut stages: Stages,
 ) -> Result<(Places, Root, Stages), AttachError> {
-    hardware.modules.finish();
-    stages.mark("modules");
-    let places = Places::make(Path::new(BASE)).map_err(DiskError::Places)?;
-    disks::mount_template(&hardware.devices, &places.template)?;
-    stages.mark("template");
+    let places = template(hardware, &mut stages)?;
     disks::mount_data(&hardware.devices, &places.data)?;
     stages.mark("data");
     disks::mount_root(&places)?;

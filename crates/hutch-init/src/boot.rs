@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use hutch_wire::guest::CHANNEL_PORT;
@@ -67,7 +68,8 @@ fn boot() -> Result<Infallible, BootError> {
         .map_err(BootError::Runtime)?;
     runtime.block_on(async {
         tokio::spawn(reaper::run());
-        serve::serve(&port, Hardware { devices, modules }).await.map_err(BootError::Channel)
+        let hardware = Hardware { devices, modules, prepared: Mutex::new(None) };
+        serve::serve(&port, hardware).await.map_err(BootError::Channel)
     })
 }
 

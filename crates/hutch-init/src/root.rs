@@ -150,6 +150,15 @@ impl Root {
         openat2(&self.directory, path, flags, Mode::empty(), resolve).is_ok()
     }
 
+    /// Opens a regular file for reading, as a process in the sandbox would: links are followed inside the root.
+    pub(crate) fn read(&self, path: &Path) -> io::Result<File> {
+        // A FIFO in the file's place must not hold us up.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let file = File::from(openat2(&self.directory, path, flags, Mode::empty(), resolve)?);
+        if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
+    }
+
     /// Makes a file have this content; leaves it alone when it has. A link in its place is replaced.
     pub(crate) fn write(&self, path: &Path, content: &[u8]) -> Result<(), RootError> {
         let (parent, name) = self.parent(path)?;
@@ -288,6 +297,29 @@ mod tests {
         assert!(made.is_dir());
         assert_eq!(made.mode() & 0o7777, 0o755);
         assert!(directory.path().join("root/home/ü x/file").is_file());
+    }
+
+    #[test]
+    fn files_are_read_inside_the_root_and_nothing_else_is() {
+        let (directory, root) = root();
+        fs::create_dir(directory.path().join("root/etc")).unwrap();
+        for (place, content) in [("secret", "outside"), ("root/etc/file", "inside")] {
+            File::create(directory.path().join(place))
+                .unwrap()
+                .write_all(content.as_bytes())
+                .unwrap();
+        }
+        symlink("/etc/file", directory.path().join("root/link")).unwrap();
+        symlink("../secret", directory.path().join("root/out")).unwrap();
+        let read = |path: &str| {
+            let mut text = String::new();
+            root.read(Path::new(path))?.read_to_string(&mut text).map(|_| text)
+        };
+        assert_eq!(read("/etc/file").unwrap(), "inside");
+        assert_eq!(read("/link").unwrap(), "inside");
+        for not in ["/out", "/../secret", "/etc", "/missing"] {
+            assert!(read(not).is_err(), "{not}");
+        }
     }
 
     #[test]

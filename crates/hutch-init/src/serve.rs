@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hutch_wire::guest::{AttachSpec, ControlReply, ControlRequest, Open};
+use hutch_wire::guest::{AttachSpec, Bytes, ControlReply, ControlRequest, Open};
 use hutch_wire::message::{self, MESSAGE_MAX, MessageError};
 use hutch_wire::{Connection, Incoming, IncomingStream, Limits, Role, Stream};
 use tokio::sync::Mutex;
@@ -115,14 +115,34 @@ impl Server {
                 ControlRequest::Attach(spec) => self.attach(*spec).await,
                 ControlRequest::Ping { realtime_ns } => pong(realtime_ns),
                 ControlRequest::Trust { .. } => failed(&"this init has no network"),
+                ControlRequest::Prepare { files } => {
+                    let reply = self.prepare(files).await;
+                    // The machine may be saved as soon as the host has the reply: the connection ends with it.
+                    say_last(connection, stream, &reply).await;
+                    return;
+                }
                 ControlRequest::PowerOff => {
                     self.end().await;
-                    say_goodbye(connection, stream).await;
+                    say_last(connection, stream, &ControlReply::PoweringOff).await;
                     power_off::power_off_now()
                 }
             };
             if let Err(error) = message::write(&mut stream, &reply).await {
                 return log::info(format!("reply not sent: {error}"));
+            }
+        }
+    }
+
+    async fn prepare(&self, files: Vec<Bytes>) -> ControlReply {
+        let sandbox = self.sandbox.lock().await;
+        if !matches!(*sandbox, Sandbox::Prepared) {
+            return failed(&"this machine was attached before");
+        }
+        match attach::prepare(Arc::clone(&self.hardware), files).await {
+            Ok(()) => ControlReply::Prepared,
+            Err(error) => {
+                log::warn(format!("not prepared: {error}"));
+                failed(&error)
             }
         }
     }
@@ -183,10 +203,10 @@ fn failed(reason: &dyn Display) -> ControlReply {
     ControlReply::Failed { reason: reason.to_string() }
 }
 
-/// The last reply leaves before the power goes.
-async fn say_goodbye(connection: &Connection, mut stream: Stream) {
+/// Ends the connection with a reply, which leaves before this returns.
+async fn say_last(connection: &Connection, mut stream: Stream, reply: &ControlReply) {
     let goodbye = async {
-        message::write(&mut stream, &ControlReply::PoweringOff).await?;
+        message::write(&mut stream, reply).await?;
         connection.close();
         connection.closed().await;
         Ok::<_, MessageError>(())

@@ -81,6 +81,12 @@ pub enum ControlRequest {
         /// PEM.
         ca_pem: String,
     },
+    /// Before `Attach`: does everything that is the same for each sandbox of the template, so that the machine can be
+    /// saved. After the reply init waits for a new connection on the port, and takes no more bytes of this one.
+    Prepare {
+        /// Files of the template, absolute, whose content should be in memory; what is not there is left out.
+        files: Vec<Bytes>,
+    },
 }
 
 /// The reply to a [`ControlRequest`].
@@ -92,6 +98,8 @@ pub enum ControlReply {
     Pong,
     /// The certificates are where every tool looks.
     Trusted,
+    /// The machine can be saved.
+    Prepared,
     /// Everything is synced and unmounted; the power goes now.
     PoweringOff,
     /// It did not work: one sentence.

@@ -268,6 +268,7 @@ impl Init {
                     self.told.send(Told::Attached(spec, booted)).unwrap();
                     ControlReply::Attached
                 }
+                ControlRequest::Prepare { .. } => ControlReply::Prepared,
                 ControlRequest::Ping { .. } => {
                     let _test_is_over = self.told.send(Told::Pinged);
                     if !self.answer_pings {
