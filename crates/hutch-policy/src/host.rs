@@ -283,6 +283,11 @@ impl Authority {
         let (host, port) = split_port(text)?;
         Ok(Self { host: Host::parse(host)?, port: port.unwrap_or(default) })
     }
+
+    /// The authority with the names of the user's machine replaced by `localhost`.
+    pub fn rewritten(self) -> Self {
+        Self { host: self.host.rewritten(), port: self.port }
+    }
 }
 
 impl fmt::Display for Authority {

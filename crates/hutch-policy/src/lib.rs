@@ -14,8 +14,12 @@
 //! ```
 
 pub mod address;
+pub mod client_hello;
 pub mod config;
 pub mod host;
+pub mod log;
 pub mod pattern;
 pub mod policy;
+pub mod refusal;
+pub mod services;
 pub mod settings;
