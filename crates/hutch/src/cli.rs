@@ -1,9 +1,12 @@
 //! The command line: which words there are. One command, one file in `commands/`.
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use std::ffi::OsString;
 
-use crate::commands::{completion, create, exec, inspect, ls, reset, rm, run, stop, version};
+use crate::commands::{
+    completion, create, exec, inspect, ls, network, reset, rm, run, stop, version,
+};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::plugin::Face;
@@ -36,6 +39,7 @@ pub(crate) enum Command {
     #[command(visible_alias = "list")]
     Ls(ls::Arguments),
     Inspect(inspect::Arguments),
+    Network(network::Arguments),
     Stop(stop::Arguments),
     #[command(visible_alias = "remove")]
     Rm(rm::Arguments),
@@ -58,6 +62,7 @@ impl Command {
             Self::Exec(arguments) => exec::execute(context, &arguments),
             Self::Ls(arguments) => ls::execute(context, &arguments),
             Self::Inspect(arguments) => inspect::execute(context, &arguments),
+            Self::Network(arguments) => network::execute(context, &arguments),
             Self::Stop(arguments) => stop::execute(context, &arguments),
             Self::Rm(arguments) => rm::execute(context, &arguments),
             Self::Reset(arguments) => reset::execute(context, &arguments),
@@ -93,7 +98,9 @@ pub(crate) fn parse(face: Face, words: Vec<OsString>) -> Result<Cli, Unparsed> {
         .try_get_matches_from(std::iter::once(program).chain(words))
         .and_then(|matches| Cli::from_arg_matches(&matches));
     parsed.map_err(|error| {
-        if error.use_stderr() {
+        // A command that only has commands below it tells them.
+        let is_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+        if error.use_stderr() && !is_help {
             Unparsed::Wrong { text: usage::explain(&error, face.program()), passes_through }
         } else {
             Unparsed::Shown(error.render().to_string())

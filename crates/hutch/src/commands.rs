@@ -5,6 +5,7 @@ pub(crate) mod create;
 pub(crate) mod exec;
 pub(crate) mod inspect;
 pub(crate) mod ls;
+pub(crate) mod network;
 pub(crate) mod reset;
 pub(crate) mod rm;
 pub(crate) mod run;

@@ -9,6 +9,10 @@ pub(crate) const SUCCESS: u8 = 0;
 pub(crate) const FAILURE: u8 = 1;
 /// The words on the command line, other than those of `run` and `exec`, do not make sense.
 pub(crate) const USAGE: u8 = 2;
+/// `network check`: the connection would be denied.
+pub(crate) const DENIED: u8 = 1;
+/// `network check`: whether it would be cannot be said.
+pub(crate) const UNCHECKED: u8 = 2;
 /// `run` and `exec`: Hutch failed before, or instead of, running the command; `docker run` and `docker exec` do the same.
 pub(crate) const NOT_RUN: u8 = 125;
 /// `run` and `exec`: the command was found but cannot be run, as shells do.

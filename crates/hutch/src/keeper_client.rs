@@ -8,16 +8,19 @@
 //! ```
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use hutch_api::{API_VERSION, Open, Phase, Request, Response, Status};
+use hutch_api::{API_VERSION, NetworkRequest, Open, Phase, Request, Response, Status};
+use hutch_policy::settings::NetworkSettings;
 use hutch_store::{LockError, Program, SandboxName, Store};
 use hutch_sys::process::Process;
 use hutch_sys::spawn::Launch;
 use hutch_wire::message::{self, MessageError};
 use hutch_wire::{Connection, ConnectionError, Limits, Role};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
@@ -50,8 +53,10 @@ pub(crate) struct Keeper {
 /// What a new keeper is started with.
 #[derive(Debug, Clone)]
 pub(crate) struct KeeperArguments {
-    /// Everything after the program's name except `--ready-fd`.
+    /// Everything after the program's name except what names descriptors.
     pub(crate) arguments: Vec<std::ffi::OsString>,
+    /// What its network is started with, in JSON.
+    pub(crate) network: Vec<u8>,
     /// The program.
     pub(crate) program: std::path::PathBuf,
 }
@@ -118,9 +123,19 @@ impl Keeper {
             Response::NetworkPolicy(_)
             | Response::NetworkChecked(_)
             | Response::NetworkServices(_)
-            | Response::Done => Err(CallError::Version("it answered another question".to_owned())),
+            | Response::Done => Err(another_question()),
         }
     }
+
+    /// Asks something about the network.
+    pub(crate) async fn network(&self, request: NetworkRequest) -> Result<Response, CallError> {
+        self.call(&Request::Network(request)).await
+    }
+}
+
+/// The answer belongs to no question that was asked.
+pub(crate) fn another_question() -> CallError {
+    CallError::Version("it answered another question".to_owned())
 }
 
 /// The sandbox's keeper, started if there is none; returns when sessions can begin. `arguments` is asked for only when a
@@ -170,10 +185,36 @@ pub(crate) async fn ready(
             continue;
         }
         if Instant::now() >= patience {
-            return Err(Failure::host(format!(
-                "the keeper of the sandbox `{name}` does not answer"
-            ))
-            .hint(format!("end it by force: {} stop {name}", face.program())));
+            return Err(no_answer(name, face));
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// The keeper of a sandbox that runs already, when sessions can begin in it; nothing where it does not run.
+pub(crate) async fn running(
+    store: &Store,
+    name: &SandboxName,
+    face: Face,
+) -> Result<Option<Keeper>, Failure> {
+    let patience = Instant::now() + BETWEEN;
+    loop {
+        if let Connected::Yes(keeper) = connect(store, name, face).await? {
+            match keeper.status(&Request::WaitReady).await {
+                Ok(Status { phase: Phase::Ready, .. }) => return Ok(Some(keeper)),
+                Ok(Status { phase: Phase::Failed { .. } | Phase::Stopping, .. }) => {
+                    return Ok(None);
+                }
+                Err(error @ CallError::Version(_)) => {
+                    return Err(other_version(name, face, &error));
+                }
+                Ok(Status { phase: Phase::Booting, .. }) | Err(CallError::Lost(_)) => {}
+            }
+        } else if !is_running(store, name)? {
+            return Ok(None);
+        }
+        if Instant::now() >= patience {
+            return Err(no_answer(name, face));
         }
         sleep(LOOK_AGAIN).await;
     }
@@ -279,8 +320,7 @@ async fn connect(store: &Store, name: &SandboxName, face: Face) -> Result<Connec
             Err(other_version(name, face, &CallError::Version(error.to_string())))
         }
         Ok(Err(_)) => Ok(Connected::Nobody),
-        Err(_) => Err(Failure::host(format!("the keeper of the sandbox `{name}` does not answer"))
-            .hint(format!("end it by force: {} stop {name}", face.program()))),
+        Err(_) => Err(no_answer(name, face)),
     }
 }
 
@@ -291,7 +331,13 @@ fn is_nobody(error: &io::Error) -> bool {
     )
 }
 
-fn other_version(name: &SandboxName, face: Face, error: &CallError) -> Failure {
+fn no_answer(name: &SandboxName, face: Face) -> Failure {
+    Failure::host(format!("the keeper of the sandbox `{name}` does not answer"))
+        .hint(format!("end it by force: {} stop {name}", face.program()))
+}
+
+/// The keeper cannot be talked to because it is of another version.
+pub(crate) fn other_version(name: &SandboxName, face: Face, error: &CallError) -> Failure {
     Failure::user(format!("the sandbox `{name}` cannot be used: {error}"))
         .hint(format!("stop it, then try again: {} stop {name}", face.program()))
 }
@@ -312,8 +358,10 @@ fn start(store: &Store, name: &SandboxName, with: &KeeperArguments) -> Result<()
     launch.args(&with.arguments).new_session();
     let number = launch.inherit(ready);
     launch.args(["--ready-fd".to_owned(), number.to_string()]);
+    let number = launch.inherit(sealed(&with.network).map_err(failed)?);
+    launch.args(["--network-fd".to_owned(), number.to_string()]);
     let mut launched = launch.start().map_err(|error| Failure::from_error(Blame::Host, &error))?;
-    let line = first_line(File::from(std::os::fd::OwnedFd::from(said))).map_err(failed)?;
+    let line = first_line(File::from(OwnedFd::from(said))).map_err(failed)?;
     match line.trim_end().split_once(": ") {
         None if matches!(line.trim_end(), "listening" | "running") => Ok(()),
         Some(("failed", reason)) => Err(not_started(store, name, reason)),
@@ -326,6 +374,17 @@ fn start(store: &Store, name: &SandboxName, with: &KeeperArguments) -> Result<()
             Err(not_started(store, name, &format!("its keeper ended at once ({status})")))
         }
     }
+}
+
+/// A file without a name that nobody can change any more: it may hold more than a pipe, and a keeper reads it when it
+/// likes.
+fn sealed(content: &[u8]) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut file = File::from(memfd_create("network", flags)?);
+    file.write_all(content)?;
+    let all = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    fcntl_add_seals(&file, all)?;
+    Ok(file.into())
 }
 
 fn first_line(pipe: File) -> io::Result<String> {
@@ -346,6 +405,7 @@ pub(crate) struct KeeperPlan<'a> {
     pub(crate) qemu: &'a Path,
     pub(crate) idle_timeout_s: u64,
     pub(crate) boot_timeout_s: Option<u64>,
+    pub(crate) network: &'a NetworkSettings,
     pub(crate) debug: bool,
 }
 
@@ -377,7 +437,9 @@ impl KeeperPlan<'_> {
         if self.debug {
             arguments.push("--debug".into());
         }
-        KeeperArguments { arguments, program }
+        // Text, numbers and lists only: nothing in it can fail to be JSON.
+        let network = serde_json::to_vec(self.network).unwrap_or_default();
+        KeeperArguments { arguments, network, program }
     }
 }
 

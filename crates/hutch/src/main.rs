@@ -18,6 +18,7 @@ mod exit_codes;
 mod failure;
 mod images;
 mod keeper_client;
+mod log_files;
 mod nearest;
 mod plugin;
 mod printer;

@@ -159,6 +159,11 @@ pub(crate) fn json(value: &impl Serialize) -> String {
     escaped_json(&serde_json::to_string_pretty(value).unwrap_or_default()) + "\n"
 }
 
+/// A value as one line of JSON for [`Printer::text`].
+pub(crate) fn json_line(value: &impl Serialize) -> String {
+    escaped_json(&serde_json::to_string(value).unwrap_or_default()) + "\n"
+}
+
 /// JSON whose strings may hold anything: what is dangerous and what JSON itself does not escape stands in strings only.
 fn escaped_json(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());

@@ -3,7 +3,10 @@
 //! Flag before environment before `config.toml` before default. This is the only code of the project that reads the
 //! environment; other programs are told what they need as arguments. Every variable is a constant below.
 
+mod fields;
 mod file;
+mod network;
+mod upstream_proxy;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -20,6 +23,7 @@ use crate::failure::{Blame, Failure};
 use crate::size::{ByteSize, CpuCount, IdleTime};
 
 pub(crate) use self::file::FileConfig;
+use self::network::NetworkConfig;
 
 /// Directory of all state, instead of `$XDG_STATE_HOME/hutch`.
 pub(crate) const HUTCH_HOME: &str = "HUTCH_HOME";
@@ -123,6 +127,13 @@ impl Environment {
 #[cfg(test)]
 impl<const N: usize> From<[(&str, &str); N]> for Environment {
     fn from(pairs: [(&str, &str); N]) -> Self {
+        pairs.into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+impl<'t> FromIterator<(&'t str, &'t str)> for Environment {
+    fn from_iter<T: IntoIterator<Item = (&'t str, &'t str)>>(pairs: T) -> Self {
         Self(pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
     }
 }
@@ -226,6 +237,7 @@ pub(crate) struct Settings {
     cpus: Option<CpuCount>,
     memory: Option<ByteSize>,
     disk: Option<ByteSize>,
+    network: NetworkConfig,
 }
 
 /// Memory of a sandbox when nobody says anything, on a host that has enough.
@@ -300,6 +312,7 @@ impl Settings {
             cpus: environment.parsed(HUTCH_CPUS)?.or(file.cpus),
             memory: environment.parsed(HUTCH_MEMORY)?.or(file.memory),
             disk: environment.parsed(HUTCH_DISK)?.or(file.disk),
+            network: file.network,
             environment,
             layout,
         })

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::path::Path;
 use std::time::Duration;
 
+use hutch_api::{NetworkRequest, Response};
 use hutch_image::Template;
 use hutch_store::{Draft, SandboxName, SandboxRecord, Store, TemplateReference, Workspace};
 use hutch_vmm::probe::choose;
@@ -11,13 +12,13 @@ use hutch_vmm::qemu::{DiscoverError, Qemu};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::agents::Agent;
+use crate::agents::{self, Agent};
 use crate::context::Context;
 use crate::exit_codes;
 use crate::failure::{Blame, Failure};
 use crate::images::{Images, Pull};
-use crate::keeper_client::{self, Keeper, KeeperArguments, KeeperPlan};
-use crate::printer::Printer;
+use crate::keeper_client::{self, Keeper, KeeperArguments, KeeperPlan, another_question};
+use crate::printer::{Printer, guest_sentence};
 use crate::sandboxes::{Sandboxes, not_created};
 use crate::settings::MachineFlags;
 use crate::workspaces;
@@ -129,7 +130,26 @@ pub(crate) async fn ready(
     if !started.get() && flags.accel.is_some() {
         printer.warning("--accel is ignored: the sandbox runs already");
     }
+    pass_credentials(context, printer, &keeper, &record.agent).await;
     Ok(keeper)
+}
+
+/// Tells the keeper those of our variables that hold credentials of the sandbox's services.
+async fn pass_credentials(context: &Context, printer: Printer, keeper: &Keeper, agent: &str) {
+    let settings = &context.settings;
+    let Some(agent) = agents::find(agent) else { return };
+    let variables = settings.credentials(&settings.services(agent));
+    if variables.is_empty() {
+        return;
+    }
+    // Without them a request to a provider fails, and everything else works.
+    let why = match keeper.network(NetworkRequest::Credentials { variables }).await {
+        Ok(Response::Done) => return,
+        Ok(Response::Failed { reason }) => guest_sentence(&reason),
+        Ok(_) => another_question().to_string(),
+        Err(error) => error.to_string(),
+    };
+    printer.warning(&format!("the credentials of this shell are not used: {why}"));
 }
 
 async fn keeper_arguments(
@@ -142,6 +162,7 @@ async fn keeper_arguments(
     let settings = &context.settings;
     let program = keeper_client::program(&settings.programs)?;
     let qemu = qemu(context)?;
+    let network = settings.network(agents::require(&record.agent)?)?;
     let images = Images::new(settings, printer)?;
     let reference = record.template.clone();
     let (guest, template) = blocking(move || {
@@ -169,6 +190,7 @@ async fn keeper_arguments(
         qemu: qemu.program(),
         idle_timeout_s: record.idle_timeout_s,
         boot_timeout_s: settings.boot_timeout.map(|time| time.duration().as_secs()),
+        network: &network,
         debug: context.debug,
     };
     Ok(plan.arguments(program))

@@ -4,6 +4,8 @@ use crate::printer::escaped_line;
 
 /// Space between columns.
 const GAP: usize = 3;
+/// The same in tables whose form others have documented.
+const NARROW_GAP: usize = 2;
 
 /// Lays rows out under their headings; cells longer than `limit` are cut.
 pub(crate) fn render<const COLUMNS: usize>(
@@ -11,12 +13,38 @@ pub(crate) fn render<const COLUMNS: usize>(
     rows: impl IntoIterator<Item = Vec<String>>,
     limit: usize,
 ) -> String {
-    let mut lines: Vec<Vec<String>> =
-        vec![headings.iter().map(|&heading| heading.to_owned()).collect()];
-    lines.extend(
-        rows.into_iter()
-            .map(|row| row.iter().map(|cell| cut(&escaped_line(cell), limit)).collect()),
-    );
+    lay_out::<COLUMNS>(under(headings, rows), limit, GAP)
+}
+
+/// Lays rows out under their headings, closer together and with whole cells.
+pub(crate) fn narrow<const COLUMNS: usize>(
+    headings: &[&str; COLUMNS],
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> String {
+    lay_out::<COLUMNS>(under(headings, rows), usize::MAX, NARROW_GAP)
+}
+
+/// Lays rows out without headings.
+pub(crate) fn rows<const COLUMNS: usize>(rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    lay_out::<COLUMNS>(rows, usize::MAX, NARROW_GAP)
+}
+
+fn under<const COLUMNS: usize>(
+    headings: &[&str; COLUMNS],
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> impl Iterator<Item = Vec<String>> {
+    std::iter::once(headings.iter().map(|&heading| heading.to_owned()).collect()).chain(rows)
+}
+
+fn lay_out<const COLUMNS: usize>(
+    rows: impl IntoIterator<Item = Vec<String>>,
+    limit: usize,
+    gap: usize,
+) -> String {
+    let lines: Vec<Vec<String>> = rows
+        .into_iter()
+        .map(|row| row.iter().map(|cell| cut(&escaped_line(cell), limit)).collect())
+        .collect();
     let width = |column: usize| {
         lines
             .iter()
@@ -31,7 +59,7 @@ pub(crate) fn render<const COLUMNS: usize>(
         let mut row = String::new();
         for (cell, width) in line.iter().zip(widths) {
             row.push_str(cell);
-            row.extend(std::iter::repeat_n(' ', width + GAP - cell.chars().count()));
+            row.extend(std::iter::repeat_n(' ', width + gap - cell.chars().count()));
         }
         text.push_str(row.trim_end());
         text.push('\n');

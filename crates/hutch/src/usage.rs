@@ -6,6 +6,7 @@ use crate::agents;
 
 /// Adds examples, and usage lines that cannot be derived, to the help of a command.
 pub(crate) fn with_examples(command: clap::Command, program: &str) -> clap::Command {
+    let command = command.mut_subcommands(|below| with_examples(below, program));
     let usages: &[&str] = match command.get_name() {
         "run" => &[
             "run [OPTIONS] SANDBOX [-- AGENT_ARGS...]",
@@ -34,6 +35,14 @@ pub(crate) fn with_examples(command: clap::Command, program: &str) -> clap::Comm
             "exec -u root shell-project apt-get update",
         ],
         "rm" => &["rm shell-project"],
+        "proxy" => &[
+            "network proxy shell-project                  the policy that holds",
+            "network proxy shell-project --policy deny --allow-host '*.npmjs.org'",
+            "network proxy shell-project --block-cidr 203.0.113.0/24",
+            "network proxy shell-project --allow-host localhost:5432",
+        ],
+        "log" => &["network log", "network log --requests --limit 20 shell-project"],
+        "check" => &["network check shell-project api.example.com:443"],
         _ => &[],
     };
     let mut text = String::new();

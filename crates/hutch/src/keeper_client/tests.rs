@@ -71,6 +71,7 @@ impl World {
         let with = KeeperArguments {
             program: "/bin/sh".into(),
             arguments: vec!["-c".into(), script.into(), "sh".into()],
+            network: b"{}".to_vec(),
         };
         ready(&self.store, &self.name, Face::Hutch, async || Ok(with)).await
     }
@@ -91,7 +92,9 @@ fn status(api_version: u16, phase: Phase) -> Response {
         vmm_pid: None,
         workspace_pid: None,
         proxy_pid: None,
+        resumed: false,
         ready_ms: None,
+        resumed: false,
         unanswered_pings: 0,
     })
 }
@@ -188,7 +191,19 @@ async fn a_keeper_that_ends_at_once_is_told() {
     );
     let failure =
         world.ready_with("printf '%s' \"$*\" | sed 's/^/failed: /' >&3").await.unwrap_err();
-    assert_eq!(failure.to_string(), "the sandbox `box` did not start: --ready-fd 3");
+    assert_eq!(failure.to_string(), "the sandbox `box` did not start: --ready-fd 3 --network-fd 4");
+    let failure =
+        world.ready_with("echo \"failed: $(cat /proc/self/fd/4)\" >&3").await.unwrap_err();
+    assert_eq!(failure.to_string(), "the sandbox `box` did not start: {}");
+}
+
+#[test]
+fn what_a_keeper_is_given_cannot_be_changed_any_more() {
+    let long = vec![b'x'; 1 << 20];
+    let file = File::from(sealed(&long).unwrap());
+    let again = std::fs::read(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file)));
+    assert_eq!(again.unwrap(), long);
+    assert!((&file).write_all(b"y").is_err());
 }
 
 #[tokio::test]

@@ -2,13 +2,13 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use toml::{Table, Value};
+use toml::Table;
 
 use super::Accel;
+use super::fields::{Fields, Wrong};
+use super::network::NetworkConfig;
 use crate::failure::Failure;
-use crate::nearest::nearest;
 use crate::size::{ByteSize, CpuCount, IdleTime};
 
 /// Every key, for suggestions.
@@ -22,6 +22,7 @@ const KEYS: &[&str] = &[
     "kernel",
     "kernel_modules",
     "memory",
+    "network",
     "qemu",
     "template",
 ];
@@ -47,6 +48,8 @@ pub(crate) struct FileConfig {
     pub(crate) kernel_modules: Option<PathBuf>,
     /// Memory of new sandboxes.
     pub(crate) memory: Option<ByteSize>,
+    /// The network of sandboxes.
+    pub(crate) network: NetworkConfig,
     /// The QEMU program.
     pub(crate) qemu: Option<PathBuf>,
     /// Template of new sandboxes.
@@ -72,67 +75,32 @@ impl FileConfig {
         }
     }
 
-    /// Reads the text of the file; an error is what is wrong, and advice where there is some.
-    pub(crate) fn parse(text: &str) -> Result<Self, (String, Option<String>)> {
+    /// Reads the text of the file.
+    pub(crate) fn parse(text: &str) -> Result<Self, Wrong> {
         let table: Table = text.parse().map_err(|error: toml::de::Error| {
             let line = error.span().map_or(1, |span| {
                 text.bytes().take(span.start).filter(|byte| *byte == b'\n').count() + 1
             });
             (format!("line {line}: {}", error.message().trim()), None)
         })?;
-        let mut config = Self::default();
-        for (key, value) in table {
-            config.set(&key, &value)?;
-        }
-        Ok(config)
+        let fields = Fields::of_file(&table, KEYS)?;
+        Ok(Self {
+            accel: fields.parsed("accel")?,
+            boot_timeout: fields.parsed("boot_timeout")?,
+            cpus: fields.parsed("cpus")?,
+            detach_keys: fields.text("detach_keys")?.map(str::to_owned),
+            disk: fields.parsed("disk")?,
+            idle_timeout: fields.parsed("idle_timeout")?,
+            kernel: fields.path("kernel")?,
+            kernel_modules: fields.path("kernel_modules")?,
+            memory: fields.parsed("memory")?,
+            network: fields
+                .value("network")
+                .map(NetworkConfig::parse)
+                .transpose()?
+                .unwrap_or_default(),
+            qemu: fields.path("qemu")?,
+            template: fields.text("template")?.map(str::to_owned),
+        })
     }
-
-    fn set(&mut self, key: &str, value: &Value) -> Result<(), (String, Option<String>)> {
-        match key {
-            "accel" => self.accel = Some(parsed(key, value)?),
-            "boot_timeout" => self.boot_timeout = Some(parsed(key, value)?),
-            "cpus" => self.cpus = Some(parsed(key, value)?),
-            "detach_keys" => self.detach_keys = Some(string(key, value)?.to_owned()),
-            "disk" => self.disk = Some(parsed(key, value)?),
-            "idle_timeout" => self.idle_timeout = Some(parsed(key, value)?),
-            "kernel" => self.kernel = Some(path(key, value)?),
-            "kernel_modules" => self.kernel_modules = Some(path(key, value)?),
-            "memory" => self.memory = Some(parsed(key, value)?),
-            "qemu" => self.qemu = Some(path(key, value)?),
-            "template" => self.template = Some(string(key, value)?.to_owned()),
-            _ => {
-                let hint = nearest(key, KEYS.iter().copied()).map_or_else(
-                    || format!("the keys are {}", KEYS.join(", ")),
-                    |near| format!("did you mean `{near}`?"),
-                );
-                return Err((format!("there is no setting `{key}`"), Some(hint)));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn string<'v>(key: &str, value: &'v Value) -> Result<&'v str, (String, Option<String>)> {
-    value.as_str().ok_or_else(|| (format!("`{key}` must be a string in quotes"), None))
-}
-
-fn path(key: &str, value: &Value) -> Result<PathBuf, (String, Option<String>)> {
-    let path = PathBuf::from(string(key, value)?);
-    if path.is_absolute() {
-        return Ok(path);
-    }
-    Err((format!("`{key}` must be an absolute path, not `{}`", path.display()), None))
-}
-
-/// A number or a string, whichever a person finds natural.
-fn parsed<T: FromStr<Err: std::error::Error>>(
-    key: &str,
-    value: &Value,
-) -> Result<T, (String, Option<String>)> {
-    let text = match value {
-        Value::Integer(number) => number.to_string(),
-        Value::String(text) => text.clone(),
-        _ => return Err((format!("`{key}` must be a number or a string"), None)),
-    };
-    text.parse().map_err(|error: T::Err| (format!("`{key}`: {error}"), None))
 }

@@ -3,7 +3,8 @@
 use super::world::World;
 
 const COMMANDS: &[&str] =
-    &["run", "create", "exec", "ls", "inspect", "stop", "rm", "reset", "version"];
+    &["run", "create", "exec", "ls", "inspect", "network", "stop", "rm", "reset", "version"];
+const NETWORK_COMMANDS: &[&str] = &["proxy", "log", "check"];
 
 #[test]
 fn hutch_helps() {
@@ -15,6 +16,21 @@ fn hutch_helps() {
             world.hutch(&[command, "--help"]).seen()
         );
     }
+}
+
+#[test]
+fn the_commands_below_network_help_too() {
+    let world = World::new();
+    for command in NETWORK_COMMANDS {
+        let help = world.hutch(&["network", command, "--help"]);
+        insta::assert_snapshot!(format!("hutch_network_{command}"), help.seen());
+        let docker = world.docker_sandbox(&["network", command, "--help"]).stdout;
+        assert!(docker.contains(&format!("Usage: docker sandbox network {command}")), "{docker}");
+        assert!(!docker.contains("hutch network"), "{docker}");
+    }
+    let alone = world.hutch(&["network"]);
+    assert_eq!((alone.code, alone.stderr.as_str()), (0, ""));
+    assert_eq!(alone.stdout, world.hutch(&["network", "--help"]).stdout);
 }
 
 #[test]
