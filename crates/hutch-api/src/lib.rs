@@ -138,6 +138,8 @@ pub struct NetworkPolicy {
     pub inspect: String,
     /// Live connections that were cut by the change that this answers.
     pub cut: u32,
+    /// What of that change had no effect, or not everywhere: a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// A service whose credential the sandbox may use.
@@ -186,6 +188,8 @@ pub struct Status {
     pub workspace_pid: Option<u32>,
     /// The proxy worker's process number, while there is one.
     pub proxy_pid: Option<u32>,
+    /// Whether the VM was resumed from a snapshot.
+    pub resumed: bool,
     /// Milliseconds from the keeper's start to ready.
     pub ready_ms: Option<u64>,
     /// Pings in a row that the guest has not answered; 0 for a healthy guest.

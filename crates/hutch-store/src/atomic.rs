@@ -7,6 +7,9 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
 use crate::name::random_hex;
 
 /// Why a file of ours could not be written or read.
@@ -47,11 +50,30 @@ const TEMPORARY: &str = ".write-";
 
 /// Replaces the content of `path`, readable for us alone.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), FileError> {
+    put(path, content, |temporary| fs::rename(temporary, path))
+}
+
+/// Makes the file `path`, readable for us alone; one that exists meanwhile stays as it is.
+pub(crate) fn write_new_file(path: &Path, content: &[u8]) -> Result<(), FileError> {
+    put(path, content, |temporary| {
+        match renameat_with(CWD, temporary, CWD, path, RenameFlags::NOREPLACE) {
+            Err(Errno::EXIST) => fs::remove_file(temporary),
+            placed => Ok(placed?),
+        }
+    })
+}
+
+/// Writes a file under another name, then has it put in its place.
+fn put(
+    path: &Path,
+    content: &[u8],
+    place: impl FnOnce(&Path) -> io::Result<()>,
+) -> Result<(), FileError> {
     let directory = path.parent().unwrap_or_else(|| Path::new("."));
     let random = random_hex::<6>()
         .map_err(|error| FileError::new("write", path, io::Error::other(error)))?;
     let temporary = directory.join(format!("{TEMPORARY}{random}"));
-    let written = write_new(&temporary, content).and_then(|()| fs::rename(&temporary, path));
+    let written = write_new(&temporary, content).and_then(|()| place(&temporary));
     if let Err(error) = written {
         // The name is ours alone, so nothing else can be lost; it may never have been made.
         drop(fs::remove_file(&temporary));
@@ -128,8 +150,7 @@ mod tests {
         assert!(read(&long, 10).is_err());
         assert!(read(base.path(), 10).is_err());
         let fifo = base.path().join("fifo");
-        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0)
-            .unwrap();
+        rustix::fs::mknodat(CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
         assert!(read(&fifo, 10).is_err());
     }
 }

@@ -152,6 +152,11 @@ impl Layout {
         self.runtime.join(format!("{id}.sock"))
     }
 
+    /// The policy that new sandboxes begin with, unless the user has one in the place where `docker sandbox` keeps it.
+    pub fn default_proxy_config(&self) -> PathBuf {
+        self.config.join("proxy-config.json")
+    }
+
     /// The directory of one VM's nameable things, in the runtime directory; exists while the keeper runs.
     pub fn scratch(&self, id: &SandboxId) -> PathBuf {
         self.runtime.join(format!("{id}.vm"))
@@ -190,7 +195,15 @@ impl SandboxPaths {
     pub fn logs(&self) -> PathBuf {
         self.directory.join("logs")
     }
-    /// One log: `serial`, `init`, `keeper`, `workspace` or `vmm`.
+    /// What the sandbox may reach; written by its keeper alone.
+    pub fn proxy_config(&self) -> PathBuf {
+        self.directory.join("proxy-config.json")
+    }
+    /// The proxy worker's own directory: its log of connections, its CA.
+    pub fn network(&self) -> PathBuf {
+        self.directory.join("network")
+    }
+    /// One log: `serial`, `init`, `keeper`, `workspace`, `proxy` or `vmm`.
     pub fn log(&self, of: &str) -> PathBuf {
         self.logs().join(format!("{of}.log"))
     }

@@ -9,6 +9,8 @@ pub enum Program {
     Keeper,
     /// Serves a sandbox's workspaces.
     Workspace,
+    /// A sandbox's way out, and the broker of its credentials.
+    Proxy,
     /// PID 1 of the guest, static.
     Init,
 }
@@ -19,6 +21,7 @@ impl Program {
         match self {
             Self::Keeper => "hutch-keeper",
             Self::Workspace => "hutch-workspace",
+            Self::Proxy => "hutch-proxy",
             Self::Init => "hutch-init",
         }
     }

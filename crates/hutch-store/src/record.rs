@@ -9,6 +9,7 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
+use hutch_policy::settings::Inspect;
 use hutch_sys::process::ProcessIdentity;
 use jiff::Timestamp;
 use serde::de::{DeserializeOwned, Error as _, MapAccess, Visitor};
@@ -74,6 +75,9 @@ pub struct SandboxRecord {
     pub idle_timeout_s: u64,
     /// Variables of every session.
     pub environment: BTreeMap<String, String>,
+    /// Which connections have their TLS terminated, where that was said of this sandbox; else the settings decide.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inspect: Option<Inspect>,
 }
 
 /// Which template.

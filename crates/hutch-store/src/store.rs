@@ -197,6 +197,7 @@ impl Store {
             machine_id: random_hex::<16>().map_err(CreateError::Random)?,
             idle_timeout_s: draft.idle_timeout_s,
             environment: draft.environment.clone(),
+            inspect: None,
         };
         for name in names {
             record.name = name;
@@ -229,6 +230,9 @@ impl Store {
             let lock = self.layout.sandboxes().join(&name).join("lock");
             // A lock that cannot be examined is no reason to hide the others.
             let running = Lock::is_held(&lock).unwrap_or(false);
+            if let (false, Ok(record)) = (running, &record) {
+                self.sweep_runtime(record);
+            }
             listed.push(Listed { name, running, record });
         }
         listed.sort_by(|a, b| a.name.cmp(&b.name));
@@ -310,6 +314,48 @@ impl Store {
         sync_directory(&self.layout.sandboxes()).map_err(StoreError::from)?;
         remove_all(&trash).map_err(StoreError::from)?;
         Ok(())
+    }
+
+    /// Removes what a keeper that was killed left in the runtime directory. Untidy, but no reason to refuse anything, so
+    /// that what cannot be removed stays.
+    fn sweep_runtime(&self, record: &SandboxRecord) {
+        let paths = self.paths(&record.name);
+        // Where the dead keeper had its files, not where a new one would have them: the environment may be another.
+        let Ok(Some(keeper)) = self.read_optional::<KeeperRecord>(&paths.keeper()) else { return };
+        let socket = keeper.socket.as_path();
+        if socket.file_name() != self.layout.socket(&record.id).file_name() {
+            return;
+        }
+        let scratch = socket.with_extension("vm");
+        let left = |path: &Path| fs::symlink_metadata(path).is_ok();
+        if !left(socket) && !left(&scratch) {
+            return;
+        }
+        // A new keeper takes the lock first, and waits for us.
+        if let Ok(_lock) = Lock::take_existing(&paths.lock()) {
+            drop(fs::remove_file(socket));
+            drop(remove_all(&scratch));
+        }
+    }
+
+    /// The file with the policy that new sandboxes begin with: `users`, which `docker sandbox` reads too, when it exists;
+    /// else our own, made with `content` when there is none. Neither is ever written over.
+    pub fn default_proxy_config(
+        &self,
+        users: Option<&Path>,
+        content: &str,
+    ) -> Result<PathBuf, StoreError> {
+        if let Some(users) = users
+            && fs::symlink_metadata(users).is_ok()
+        {
+            return Ok(users.to_owned());
+        }
+        let path = self.layout.default_proxy_config();
+        if fs::symlink_metadata(&path).is_err() {
+            make_private(&self.layout.config)?;
+            atomic::write_new_file(&path, content.as_bytes())?;
+        }
+        Ok(path)
     }
 
     /// Takes the lock that says "running". The keeper does so for its whole life.

@@ -480,3 +480,71 @@ fn the_keeper_on_record_counts_only_while_it_lives() {
     store.write_keeper(&name("one"), &keeper).unwrap();
     assert_eq!(store.keeper(&name("one")).unwrap(), None);
 }
+
+#[test]
+fn a_record_from_before_there_was_a_network_is_read() {
+    let (_base, store) = store();
+    create(&store, "old");
+    let path = store.paths(&name("old")).record();
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(!text.contains("inspect"), "{text}");
+    assert_eq!(store.load(&name("old")).unwrap().inspect, None);
+    let inspect = Some(hutch_policy::settings::Inspect::All);
+    store.update(&name("old"), |record| record.inspect = inspect).unwrap();
+    assert!(fs::read_to_string(&path).unwrap().contains("\"inspect\": \"all\""));
+    assert_eq!(store.load(&name("old")).unwrap().inspect, inspect);
+}
+
+#[test]
+fn the_default_policy_is_the_users_own_or_made_once() {
+    let (base, store) = store();
+    let users = base.path().join("users.json");
+    let ours = store.layout().default_proxy_config();
+    assert_eq!(store.default_proxy_config(Some(&users), "first").unwrap(), ours);
+    assert_eq!(store.default_proxy_config(None, "second").unwrap(), ours);
+    assert_eq!(fs::read_to_string(&ours).unwrap(), "first");
+    assert_eq!(fs::metadata(&ours).unwrap().permissions().mode() & 0o777, 0o600);
+    atomic::write_new_file(&ours, b"third").unwrap();
+    assert_eq!(fs::read_to_string(&ours).unwrap(), "first");
+    assert_eq!(fs::read_dir(ours.parent().unwrap()).unwrap().count(), 1);
+    atomic::write(&users, b"mine").unwrap();
+    assert_eq!(store.default_proxy_config(Some(&users), "first").unwrap(), users);
+    assert_eq!(fs::read_to_string(&users).unwrap(), "mine");
+}
+
+#[test]
+fn what_a_killed_keeper_left_is_swept_by_a_list() {
+    let (base, store) = store();
+    let record = create(&store, "a");
+    let other = base.path().join("other");
+    fs::create_dir(&other).unwrap();
+    // Where another environment had its runtime directory.
+    let socket = other.join(store.layout().socket(&record.id).file_name().unwrap());
+    let scratch = socket.with_extension("vm");
+    let leave = || {
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        fs::create_dir(&scratch).unwrap();
+        fs::File::create(scratch.join("x")).unwrap();
+    };
+    let mut keeper = KeeperRecord {
+        format_version: FORMAT_VERSION,
+        pid: 1,
+        start_time: 0,
+        socket: HostPath::new(&socket).unwrap(),
+    };
+    leave();
+    store.write_keeper(&name("a"), &keeper).unwrap();
+    let lock = store.lock(&name("a"), Duration::ZERO).unwrap();
+    store.list().unwrap();
+    assert!(socket.exists() && scratch.exists(), "one that runs keeps its files");
+    drop(lock);
+    store.list().unwrap();
+    assert!(!socket.exists() && !scratch.exists());
+    // A file that is no keeper's of this sandbox is none of its business.
+    let stranger = other.join("000000000000.sock");
+    fs::File::create(&stranger).unwrap();
+    keeper.socket = HostPath::new(&stranger).unwrap();
+    store.write_keeper(&name("a"), &keeper).unwrap();
+    store.list().unwrap();
+    assert!(stranger.exists());
+}
