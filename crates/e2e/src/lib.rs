@@ -7,6 +7,8 @@
 //!   lifecycle   create, run, stop, remove, reset, idle stop; what is kept and what goes
 //!   crash       each part killed at each moment, disk full, damaged state, commands at once
 //!   escape      an attack on each barrier of docs/threat-model.md
+//!   network     ways out, policies, credentials, the log, the tools that people use
+//!   escape_network  attacks on the proxy and on the capture of connections, one table
 //!   plugin      the real Docker client
 //!   qemu10      another version of the VMM
 //! ```

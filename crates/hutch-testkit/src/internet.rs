@@ -58,6 +58,9 @@ pub const ECHO: u16 = 7;
 /// HTTP/1.1 that answers what the path names in raw bytes: see the server.
 pub const RAW_HTTP: u16 = 8081;
 
+/// The files of this host are those of every other too, where it has none of its own.
+pub const ANY_HOST: &str = "any";
+
 const SETUP: &str = "\
 set -e
 ip link set lo up

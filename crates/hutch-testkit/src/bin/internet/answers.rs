@@ -11,7 +11,8 @@
 //! | `/reflect-gzip-label` | the head, labelled with a coding that it does not have |
 //! | `/echo` | the body as it comes |
 //! | `/bytes/N` | N bytes |
-//! | `/events` | three server-sent events, the next one when the test asks for `/go` |
+//! | `/events` | three server-sent events, 700 ms apart |
+//! | `/forever` | a line ten times a second |
 //! | `/trailers` | a body with trailers, also those that came |
 //! | `/redirect/STATUS?to=URL` | a redirect |
 //! | `/status/N` | that status |
@@ -109,6 +110,7 @@ fn by_path(seen: &Seen, word: &str) -> Response<Body> {
                 .insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
             response
         }
+        "forever" => forever(),
         "trailers" => {
             let mut trailers = HeaderMap::new();
             trailers.insert("grpc-status", HeaderValue::from_static("0"));
@@ -254,6 +256,16 @@ fn pieces(pieces: Vec<Vec<u8>>, pause: Duration) -> Response<Body> {
             if sender.send(Bytes::from(piece)).await.is_err() {
                 return;
             }
+        }
+    });
+    Response::new(Pieces(receiver).boxed())
+}
+
+fn forever() -> Response<Body> {
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        while sender.send(Bytes::from_static(b"piece\n")).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     });
     Response::new(Pieces(receiver).boxed())

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hutch_testkit::internet::protocol::{Connection, Report, Request};
-use hutch_testkit::internet::{SERVER, SERVER_6};
+use hutch_testkit::internet::{ANY_HOST, SERVER, SERVER_6};
 
 pub(crate) struct World {
     files: PathBuf,
@@ -83,7 +83,7 @@ impl World {
         self.lock().raw.push(String::from_utf8_lossy(raw).into_owned());
     }
 
-    /// The content of a file of a host.
+    /// The content of a file of a host, or of any host.
     pub(crate) fn file(&self, host: &str, path: &str) -> Option<(PathBuf, Vec<u8>)> {
         let host = host.split(':').next().unwrap_or(host);
         let path = percent_decoded(path.split('?').next().unwrap_or(path));
@@ -93,12 +93,14 @@ impl World {
         {
             return None;
         }
-        let mut file = self.files.join(host).join(below);
-        if file.is_dir() {
-            file = file.join("index.html");
-        }
-        let content = std::fs::read(&file).ok()?;
-        Some((file, content))
+        [host, ANY_HOST].into_iter().find_map(|host| {
+            let mut file = self.files.join(host).join(below);
+            if file.is_dir() {
+                file = file.join("index.html");
+            }
+            let content = std::fs::read(&file).ok()?;
+            Some((file, content))
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Report> {

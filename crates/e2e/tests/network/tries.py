@@ -1,0 +1,96 @@
+"""Every way out but the proxy. Prints a line for each: NAME SECONDS OUTCOME."""
+import socket
+import struct
+import subprocess
+import time
+
+OUTSIDE = "203.0.113.10"
+OUTSIDE_6 = "2001:db8::10"
+TIMEOUT = 10
+
+
+def attempt(name, action):
+    start = time.monotonic()
+    try:
+        outcome = action()
+        outcome = f"succeeded {outcome!r}" if outcome else "failed without an answer"
+    except Exception as error:
+        outcome = f"failed {type(error).__name__} {error}"
+    print(name, round(time.monotonic() - start, 2), outcome.replace("\n", " "), flush=True)
+
+
+def udp(address, port, payload=b"hello"):
+    def action():
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(TIMEOUT)
+            sock.connect((address, port))
+            sock.send(payload)
+            return sock.recv(1500)
+
+    return action
+
+
+def tcp(address, port, payload=b"hello\n"):
+    def action():
+        with socket.create_connection((address, port), TIMEOUT) as sock:
+            sock.settimeout(TIMEOUT)
+            sock.sendall(payload)
+            return sock.recv(1500)
+
+    return action
+
+
+def raw(protocol, address=OUTSIDE):
+    def action():
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol) as sock:
+            sock.settimeout(3)
+            sock.sendto(b"\x08\x00\xf7\xff\x00\x00\x00\x00" if protocol == 1 else b"x" * 32, (address, 0))
+            # What comes from our own host is a refusal, not an answer.
+            while True:
+                data, sender = sock.recvfrom(1500)
+                if sender[0] == address and data[20] != 3:
+                    return data
+
+    return action
+
+
+def run(*words):
+    def action():
+        done = subprocess.run(words, capture_output=True, timeout=TIMEOUT + 5)
+        return done.stdout if done.returncode == 0 else None
+
+    return action
+
+
+def query(name, kind=1):
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    return b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00" + labels + b"\0" + struct.pack(">HH", kind, 1)
+
+
+for server in ["8.8.8.8", OUTSIDE, "127.0.0.53", "10.255.255.53"]:
+    if server != "127.0.0.53":
+        attempt(f"dns-udp-{server}", udp(server, 53, query("smuggled-1.test")))
+    attempt(f"dns-tcp-{server}", tcp(server, 53, struct.pack(">H", 33) + query("smuggled-2.test")))
+attempt("dig", run("dig", "+time=5", "+tries=1", "@8.8.8.8", "smuggled-3.test"))
+for kind in ["TXT", "NULL", "MX", "SRV", "ANY"]:
+    attempt(f"dig-{kind}", lambda: run("dig", "+short", "+time=5", "+tries=1", "smuggled-4.test", kind)())
+for port in [53, 123, 443, 4500, 5353, 9999]:
+    attempt(f"udp-{port}", udp(OUTSIDE, port))
+attempt("udp-6", udp(OUTSIDE_6, 443))
+attempt("mdns", udp("224.0.0.251", 5353))
+attempt("broadcast", udp("255.255.255.255", 67))
+for address in [OUTSIDE, OUTSIDE_6, "8.8.8.8"]:
+    attempt(f"ping-{address}", run("ping", "-c", "1", "-W", "3", address))
+for protocol in [1, 2, 47, 50, 132]:
+    attempt(f"raw-ip-{protocol}", raw(protocol))
+for port in [7, 22, 25, 8081]:
+    attempt(f"raw-tcp-{port}", tcp(OUTSIDE, port))
+attempt("raw-tcp-6", tcp(OUTSIDE_6, 7))
+for address in ["10.0.0.5", "192.168.1.5", "169.254.169.254", "fd00::5"]:
+    attempt(f"private-{address}", tcp(address, 80, b"GET / HTTP/1.0\r\nHost: x\r\n\r\n"))
+for port in [7, 22, 80, 8080, 9999]:
+    attempt(f"host-{port}", tcp("host.docker.internal", port))
+attempt("neighbour", tcp("neighbour", 9999, b"GET / HTTP/1.0\r\n\r\n"))
+attempt("sctp", lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, 132).connect((OUTSIDE, 80)) or b"connected")
+attempt("vsock", lambda: socket.socket(40, socket.SOCK_STREAM).connect((2, 1024)) or b"connected")
