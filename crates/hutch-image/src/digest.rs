@@ -1,5 +1,7 @@
 //! Keys of the cache: SHA-256 over labelled parts.
 
+pub(crate) mod known;
+
 use std::fs::File;
 use std::io;
 use std::path::Path;

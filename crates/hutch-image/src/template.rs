@@ -170,7 +170,7 @@ pub fn template(
     options: &TemplateOptions,
     progress: &dyn Progress,
 ) -> Result<Template, TemplateError> {
-    let (source, key) = resolve(&options.name, progress)?;
+    let (source, key) = resolve(options, progress)?;
     let cache = Cache::new(options.images.join("templates"));
     let is_recipe = matches!(source, Source::Recipe(_));
     let asked = now();
@@ -214,7 +214,11 @@ pub fn template_image(images: &Path, name: &str, digest: &str) -> Result<Templat
     is_digest.then(|| load(&cache, key, name)).flatten().ok_or_else(gone)
 }
 
-fn resolve(name: &str, progress: &dyn Progress) -> Result<(Source, String), TemplateError> {
+fn resolve(
+    options: &TemplateOptions,
+    progress: &dyn Progress,
+) -> Result<(Source, String), TemplateError> {
+    let name = options.name.as_str();
     if let Some(recipe) = Recipe::named(name) {
         let key = recipe.key();
         return Ok((Source::Recipe(Box::new(recipe)), key));
@@ -226,8 +230,10 @@ fn resolve(name: &str, progress: &dyn Progress) -> Result<(Source, String), Temp
     }
     let failed = |source| TemplateError::Input { path: path.clone(), source };
     let kind = disk::kind_of(&path).map_err(failed)?;
-    progress.step("reading the template");
-    let key = digest::of_file(&path).map_err(failed)?;
+    let key = digest::known::of_file(&options.images, &path, || {
+        progress.step("reading the template");
+    })
+    .map_err(failed)?;
     Ok((Source::File { path, kind }, key))
 }
 
