@@ -8,12 +8,13 @@ mod virtiofs;
 mod world;
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::Serialize;
 
-use crate::bench::world::World;
+use crate::bench::world::{Machine, World};
 use crate::prepare;
 use crate::process::target;
 use crate::tidy::write;
@@ -58,15 +59,55 @@ struct Row {
 /// A measured value by the row's name.
 type Rows = Vec<(String, f64, String)>;
 
+/// What to measure.
+#[derive(Debug, Default)]
+pub(crate) struct Wanted {
+    /// A tenth of the work.
+    pub(crate) quick: bool,
+    /// Of the workspace table these groups of rows, and nothing else.
+    pub(crate) groups: Vec<String>,
+    /// Programs and images, where they shall not be built: to compare two builds.
+    pub(crate) stage: Option<PathBuf>,
+}
+
+/// Every group of rows of the workspace table, in the order of the table.
+const GROUPS: [&str; 6] = ["stat", "read", "make", "git", "big", "written"];
+
+/// How much of what `workspace-bench` measures.
+#[derive(Debug)]
+pub(crate) struct Task {
+    scale: usize,
+    groups: Vec<String>,
+}
+
+impl Task {
+    fn has(&self, group: &str) -> bool {
+        self.groups.iter().any(|one| one == group)
+    }
+}
+
 /// Measures.
-pub(crate) fn bench(quick: bool) -> anyhow::Result<()> {
-    let stage = prepare::prepare()?;
-    let scale = if quick { SCALE_QUICK } else { SCALE };
+pub(crate) fn bench(wanted: Wanted) -> anyhow::Result<()> {
+    let stage = wanted.stage.map_or_else(prepare::prepare, Ok)?;
+    let quick = wanted.quick;
+    let task = Task {
+        scale: if quick { SCALE_QUICK } else { SCALE },
+        groups: if wanted.groups.is_empty() {
+            GROUPS.map(str::to_owned).to_vec()
+        } else {
+            wanted.groups.clone()
+        },
+    };
     let world = World::new(stage)?;
+    let ours = world.workspace("ours", &task)?;
+    world.create("bench", &ours)?;
+    if !wanted.groups.is_empty() {
+        world.hutch(&["exec", "bench", "true"])?;
+        let machine = world.machine()?;
+        return Ok(print_table(&workspace(&world, &task, &machine, &ours)?));
+    }
 
     eprintln!("==> cold start");
-    let ours = world.workspace("ours", scale)?;
-    world.create("bench", &ours)?;
     let mut cold_start = Vec::new();
     for _ in 0..if quick { 1 } else { 5 } {
         world.hutch(&["stop", "bench"])?;
@@ -80,33 +121,39 @@ pub(crate) fn bench(quick: bool) -> anyhow::Result<()> {
     }
     let machine = world.machine()?;
     let idle_pss_mib = world.memory()?;
-    eprintln!("==> workspace, Hutch");
-    let program = ours.join("workspace-bench");
-    let (_, hutch_rows) = world.hutch(&[
-        "exec",
-        "bench",
-        &program.to_string_lossy(),
-        &ours.to_string_lossy(),
-        &scale.to_string(),
-    ])?;
-    world.hutch(&["stop", "bench"])?;
-    eprintln!("==> workspace, virtio-fs");
-    let theirs = world.workspace("theirs", scale)?;
-    let virtiofs_rows = virtiofs::measure(&world, &machine, &theirs, scale)?;
-
     let report = Report {
         format_version: 1,
         accelerator: machine.accelerator(),
         cold_start_ms: cold_start.iter().map(milliseconds).collect(),
         exec_true_ms: percentiles(latencies)?,
         idle_pss_mib,
-        workspace: table(&parse_rows(&hutch_rows)?, &virtiofs_rows)?,
+        workspace: workspace(&world, &task, &machine, &ours)?,
     };
     print(&report);
     let path = target().join("bench/report.json");
     write(&path, &serde_json::to_string_pretty(&report)?)?;
     println!("\n{}", path.display());
     Ok(())
+}
+
+/// Measures the workspace of the running sandbox, stops that, and measures virtio-fs.
+fn workspace(
+    world: &World,
+    task: &Task,
+    machine: &Machine,
+    ours: &Path,
+) -> anyhow::Result<Vec<Row>> {
+    eprintln!("==> workspace, Hutch");
+    let (program, directory) = (ours.join("workspace-bench"), ours.to_string_lossy());
+    let (program, scale) = (program.to_string_lossy(), task.scale.to_string());
+    let mut line = vec!["exec", "bench", &program, &directory, &scale];
+    line.extend(task.groups.iter().map(String::as_str));
+    let (_, hutch_rows) = world.hutch(&line)?;
+    world.hutch(&["stop", "bench"])?;
+    eprintln!("==> workspace, virtio-fs");
+    let theirs = world.workspace("theirs", task)?;
+    let virtiofs_rows = virtiofs::measure(world, machine, &theirs, task)?;
+    table(&parse_rows(&hutch_rows)?, &virtiofs_rows)
 }
 
 fn milliseconds(duration: &Duration) -> f64 {
@@ -170,8 +217,12 @@ fn print(report: &Report) {
     for (program, memory) in &report.idle_pss_mib {
         println!("idle memory          {memory:>7.1} MiB PSS of {program}");
     }
+    print_table(&report.workspace);
+}
+
+fn print_table(rows: &[Row]) {
     println!("\n{:<20} {:>12} {:>12} {:>8}", "workspace", "Hutch", "virtio-fs", "ratio");
-    for row in &report.workspace {
+    for row in rows {
         println!(
             "{:<20} {:>6.1} {:<5} {:>6.1} {:<5} {:>7.2}",
             row.what, row.hutch, row.unit, row.virtiofs, row.unit, row.ratio

@@ -37,6 +37,8 @@ Usage: cargo xtask COMMAND
   tidy [--bless]         rules of this repository that no other tool checks
   deny                   cargo-deny, installed when missing (advisories need the network)
   bench [--quick]        the measurements of docs/benchmarks.md
+        [--rows GROUP,…]   of the workspace table alone: stat, read, make, git, big, written
+        [--stage DIR]      with the programs and images there (as in target/e2e) instead of new ones
 ";
 
 fn main() -> ExitCode {
@@ -65,7 +67,7 @@ fn dispatch(arguments: Vec<OsString>) -> anyhow::Result<()> {
         Some("prepare-tests") => prepare::prepare().map(drop),
         Some("tidy") => tidy::tidy(options.bless),
         Some("deny") => dependencies::cargo_deny(),
-        Some("bench") => bench::bench(options.quick),
+        Some("bench") => bench::bench(options.wanted),
         Some("help" | "--help" | "-h") => {
             print!("{USAGE}");
             Ok(())
@@ -79,7 +81,7 @@ fn dispatch(arguments: Vec<OsString>) -> anyhow::Result<()> {
 struct Options {
     prefix: Option<PathBuf>,
     bless: bool,
-    quick: bool,
+    wanted: bench::Wanted,
 }
 
 impl Options {
@@ -92,7 +94,16 @@ impl Options {
                         Some(arguments.next().context("--prefix needs a directory")?.into());
                 }
                 Some("--bless") => options.bless = true,
-                Some("--quick") => options.quick = true,
+                Some("--quick") => options.wanted.quick = true,
+                Some("--rows") => {
+                    let rows = arguments.next().context("--rows needs groups of rows")?;
+                    let rows = rows.to_string_lossy();
+                    options.wanted.groups = rows.split(',').map(str::to_owned).collect();
+                }
+                Some("--stage") => {
+                    options.wanted.stage =
+                        Some(arguments.next().context("--stage needs a directory")?.into());
+                }
                 _ => bail!("unknown option {}", argument.display()),
             }
         }

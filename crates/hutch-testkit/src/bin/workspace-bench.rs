@@ -1,8 +1,11 @@
 //! Measures a shared directory from inside a guest, one line a row: name, tab, value, tab, unit.
 //!
-//! `workspace-bench DIRECTORY SCALE` as an ordinary program; as PID 1 it first makes a guest of the kernel that has just
-//! started: modules, the template disk as root, the virtio-fs `workspace` on `/mnt`; it measures there and powers off.
-//! So both shares are measured by the same program in the same kind of VM.
+//! `workspace-bench DIRECTORY SCALE GROUP…` as an ordinary program; as PID 1 it first makes a guest of the kernel that has
+//! just started: modules, the template disk as root, the virtio-fs `workspace` on `/mnt`; it measures there and powers off.
+//! So both shares are measured by the same program in the same kind of VM, and by paths relative to the directory: the
+//! way to it, which is longer in a sandbox, is no property of the share.
+//!
+//! Groups of rows: `stat`, `read`, `make`, `git`, `big` (sequential read), `written` (sequential write).
 
 #![expect(
     clippy::print_stdout,
@@ -24,7 +27,7 @@ const MEBIBYTE: usize = 1 << 20;
 
 fn main() -> io::Result<()> {
     if std::process::id() == 1 {
-        if let Err(error) = become_guest().and_then(|scale| measure(Path::new("/mnt"), scale)) {
+        if let Err(error) = become_guest().and_then(|task| task.measure(Path::new("/mnt"))) {
             println!("failed: {error}");
         }
         println!("end");
@@ -33,15 +36,22 @@ fn main() -> io::Result<()> {
         return Ok(());
     }
     let arguments: Vec<String> = std::env::args().collect();
-    let [_, directory, scale] = arguments.as_slice() else {
-        eprintln!("usage: workspace-bench DIRECTORY SCALE");
+    let [_, directory, scale, groups @ ..] = arguments.as_slice() else {
+        eprintln!("usage: workspace-bench DIRECTORY SCALE GROUP…");
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    measure(Path::new(directory), scale.parse().map_err(io::Error::other)?)
+    let scale = scale.parse().map_err(io::Error::other)?;
+    Task { scale, groups: groups.to_vec() }.measure(Path::new(directory))
 }
 
-/// Prepares the guest; gives the scale from the kernel's command line.
-fn become_guest() -> io::Result<usize> {
+/// How much of what is measured.
+struct Task {
+    scale: usize,
+    groups: Vec<String>,
+}
+
+/// Prepares the guest; gives the task from the kernel's command line.
+fn become_guest() -> io::Result<Task> {
     for (kind, place) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
         mount(kind, place, kind, MountFlags::empty(), None)?;
     }
@@ -65,8 +75,10 @@ fn become_guest() -> io::Result<usize> {
     let words = fs::read_to_string("/proc/cmdline")?;
     chroot("/template")?;
     std::env::set_current_dir("/")?;
-    let scale = words.split_whitespace().find_map(|word| word.strip_prefix("scale=")?.parse().ok());
-    scale.ok_or_else(|| io::Error::other("no scale"))
+    let word = |name: &str| words.split_whitespace().find_map(|word| word.strip_prefix(name));
+    let scale = word("scale=").and_then(|scale| scale.parse().ok());
+    let groups = word("groups=").unwrap_or_default().split(',').map(str::to_owned).collect();
+    Ok(Task { scale: scale.ok_or_else(|| io::Error::other("no scale"))?, groups })
 }
 
 fn wait_for(path: &str) -> io::Result<PathBuf> {
@@ -81,34 +93,55 @@ fn wait_for(path: &str) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-/// All rows. The host has made `stat`, `read`, `big` and `repository` below the directory, never looked at from here.
-fn measure(directory: &Path, scale: usize) -> io::Result<()> {
-    let stat = paths(&directory.join("stat"), scale * 20);
-    row("cold stat", per(&stat, |path| fs::symlink_metadata(path).map(drop))?);
-    row("warm stat", per(&stat, |path| fs::symlink_metadata(path).map(drop))?);
-    let read = paths(&directory.join("read"), scale * 10);
-    row("open+read", per(&read, |path| fs::read(path).map(drop))?);
-    row("open+read again", per(&read, |path| fs::read(path).map(drop))?);
-
-    let made = directory.join("made");
-    fs::create_dir(&made)?;
-    let made = paths(&made, scale * 5);
-    let content = vec![b'x'; 4096];
-    row("create+write", per(&made, |path| File::create(path)?.write_all(&content))?);
-    row("unlink", per(&made, |path| fs::remove_file(path))?);
-
-    let repository = directory.join("repository");
-    row("git status", git_status(&repository)?);
-    row("git status again", git_status(&repository)?);
-
-    let (read, took) = timed(|| read_all(&directory.join("big")))?;
-    rate("sequential read", read, took);
-    let (written, took) = timed(|| write_all(&directory.join("written"), scale * MEBIBYTE))?;
-    rate("sequential write", written, took);
-    Ok(())
+impl Task {
+    /// The rows of the groups. The host has made `stat`, `read`, `big` and `repository` below the directory, never looked
+    /// at from here.
+    fn measure(&self, directory: &Path) -> io::Result<()> {
+        std::env::set_current_dir(directory)?;
+        let scale = self.scale;
+        for group in &self.groups {
+            match group.as_str() {
+                "stat" => {
+                    let stat = paths("stat", scale * 20);
+                    row("cold stat", per(&stat, |path| fs::symlink_metadata(path).map(drop))?);
+                    row("warm stat", per(&stat, |path| fs::symlink_metadata(path).map(drop))?);
+                }
+                "read" => {
+                    let read = paths("read", scale * 10);
+                    row("open+read", per(&read, |path| fs::read(path).map(drop))?);
+                    row("open+read again", per(&read, |path| fs::read(path).map(drop))?);
+                }
+                "make" => {
+                    fs::create_dir("made")?;
+                    let made = paths("made", scale * 5);
+                    let content = vec![b'x'; 4096];
+                    let make = |path: &Path| File::create(path)?.write_all(&content);
+                    row("create+write", per(&made, make)?);
+                    row("unlink", per(&made, |path| fs::remove_file(path))?);
+                }
+                "git" => {
+                    let repository = Path::new("repository");
+                    row("git status", git_status(repository)?);
+                    row("git status again", git_status(repository)?);
+                }
+                "big" => {
+                    let (read, took) = timed(|| read_all(Path::new("big")))?;
+                    rate("sequential read", read, took);
+                }
+                "written" => {
+                    let written = Path::new("written");
+                    let (written, took) = timed(|| write_all(written, scale * MEBIBYTE))?;
+                    rate("sequential write", written, took);
+                }
+                _ => return Err(io::Error::other(format!("no group {group}"))),
+            }
+        }
+        Ok(())
+    }
 }
 
-fn paths(directory: &Path, count: usize) -> Vec<PathBuf> {
+fn paths(directory: &str, count: usize) -> Vec<PathBuf> {
+    let directory = Path::new(directory);
     (0..count).map(|number| directory.join(format!("file-{number:05}"))).collect()
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
+use crate::bench::Task;
 use crate::process::{command, run};
 use crate::tidy::write;
 
@@ -12,11 +13,19 @@ use crate::tidy::write;
 const REPOSITORY: usize = 100;
 
 /// Makes everything that `workspace-bench` looks at.
-pub(crate) fn make(directory: &Path, scale: usize) -> anyhow::Result<()> {
+pub(crate) fn make(directory: &Path, task: &Task) -> anyhow::Result<()> {
+    let scale = task.scale;
+    fs::create_dir_all(directory).with_context(|| format!("{}", directory.display()))?;
     files(&directory.join("stat"), scale * 20, 100)?;
     files(&directory.join("read"), scale * 10, 4096)?;
-    let big = "0123456789abcdef".repeat(1 << 16).repeat(2 * scale);
-    write(&directory.join("big"), &big)?;
+    if task.has("big") {
+        let big = "0123456789abcdef".repeat(1 << 16).repeat(2 * scale);
+        write(&directory.join("big"), &big)?;
+    }
+    if task.has("git") { repository(directory, scale) } else { Ok(()) }
+}
+
+fn repository(directory: &Path, scale: usize) -> anyhow::Result<()> {
     let repository = directory.join("repository");
     for number in 0..scale * REPOSITORY / 100 {
         files(&repository.join(format!("directory-{number:03}")), 100, 200)?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 
 use crate::bench::world::{Machine, World};
-use crate::bench::{MEMORY_MIB, Rows, parse_rows};
+use crate::bench::{MEMORY_MIB, Rows, Task, parse_rows};
 use crate::process::command;
 
 /// How long the whole measurement may take.
@@ -21,14 +21,14 @@ pub(crate) fn measure(
     world: &World,
     machine: &Machine,
     share: &Path,
-    scale: usize,
+    task: &Task,
 ) -> anyhow::Result<Rows> {
     let initramfs = initramfs(world, machine)?;
     let socket = world.path("virtiofs.sock");
     let mut daemon = End(daemon(&socket, share)?.spawn().context("cannot run virtiofsd")?);
     wait_until("virtiofsd listens", Duration::from_secs(10), || Ok(socket.exists()))?;
     let console = world.path("console");
-    let mut vmm = End(vmm(machine, &initramfs, &socket, &console, scale)?
+    let mut vmm = End(vmm(machine, &initramfs, &socket, &console, task)?
         .spawn()
         .context("cannot run QEMU")?);
     wait_until("the guest has measured", LIMIT, || Ok(vmm.0.try_wait()?.is_some()))?;
@@ -86,7 +86,7 @@ fn vmm(
     initramfs: &Path,
     socket: &Path,
     console: &Path,
-    scale: usize,
+    task: &Task,
 ) -> anyhow::Result<Command> {
     let mut vmm = command(machine.program()?);
     vmm.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
@@ -105,7 +105,12 @@ fn vmm(
     vmm.args(["-device", "virtio-blk-pci,drive=template"]);
     vmm.args(["-serial", &format!("file:{}", console.display())]);
     vmm.arg("-kernel").arg(machine.file("--kernel")?).arg("-initrd").arg(initramfs);
-    vmm.args(["-append", &format!("{} scale={scale}", machine.option("-append")?)]);
+    vmm.arg("-append").arg(format!(
+        "{} scale={} groups={}",
+        machine.option("-append")?,
+        task.scale,
+        task.groups.join(",")
+    ));
     vmm.stdin(Stdio::null());
     Ok(vmm)
 }

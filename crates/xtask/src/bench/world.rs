@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-use crate::bench::{CPUS, MEMORY_MIB, data};
+use crate::bench::{CPUS, MEMORY_MIB, Task, data};
 use crate::prepare::TestUser;
 use crate::process::{command, run};
 
@@ -45,9 +45,9 @@ impl World {
     }
 
     /// A new directory with the data to be measured and the program that measures.
-    pub(crate) fn workspace(&self, name: &str, scale: usize) -> anyhow::Result<PathBuf> {
+    pub(crate) fn workspace(&self, name: &str, task: &Task) -> anyhow::Result<PathBuf> {
         let directory = self.path("work").join(name);
-        data::make(&directory, scale)?;
+        data::make(&directory, task)?;
         fs::copy(self.guest_program("workspace-bench"), directory.join("workspace-bench"))?;
         self.user.give_all(&directory)?;
         Ok(directory)
