@@ -14,6 +14,7 @@
 
 mod device;
 mod events;
+mod local;
 mod port;
 
 use std::io;
@@ -151,7 +152,14 @@ fn pass_requests(device: &Device, requests: &Requests) -> io::Result<()> {
     loop {
         match device.read(&mut buffer) {
             Ok(0) | Err(Errno::NODEV) => return Ok(()),
-            Ok(len) => requests.send(buffer.get(..len).unwrap_or_default())?,
+            Ok(len) => {
+                let request = buffer.get(..len).unwrap_or_default();
+                match local::answer(request) {
+                    // Who asked may have been killed.
+                    Some(reply) => drop(device.write(&reply)),
+                    None => requests.send(request)?,
+                }
+            }
             // The kernel took the request back; there will be others.
             Err(Errno::INTR | Errno::NOENT | Errno::AGAIN) => {}
             Err(error) => return Err(error.into()),

@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 /// Size of the header of a request.
-const REQUEST_HEADER_LEN: usize = 40;
+pub(super) const REQUEST_HEADER_LEN: usize = 40;
 /// Size of the header of a reply.
 pub(super) const REPLY_HEADER_LEN: usize = 16;
 /// Largest message from the host: 1 MiB of data and headers.
