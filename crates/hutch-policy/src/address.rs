@@ -230,4 +230,4 @@ pub(crate) fn ends_in_number(text: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

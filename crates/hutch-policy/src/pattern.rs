@@ -177,12 +177,19 @@ impl Cidr {
     /// Reads a range.
     pub fn parse(text: &str) -> Result<Self, CidrError> {
         let error = || CidrError { text: text.chars().take(64).collect() };
-        let net = match text.split_once('/') {
-            Some((_, prefix)) if !prefix.bytes().all(|byte| byte.is_ascii_digit()) => {
-                return Err(error());
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix)),
+            None => (text, None),
+        };
+        // Not by the parser of `ipnet`, which takes `010.0.0.0` for `10.0.0.0`.
+        let address: IpAddr = address.parse().map_err(|_| error())?;
+        let net = match prefix {
+            Some(prefix) if prefix.bytes().all(|byte| byte.is_ascii_digit()) => {
+                let prefix = prefix.parse().map_err(|_| error())?;
+                IpNet::new(address, prefix).map_err(|_| error())?
             }
-            Some(_) => text.parse::<IpNet>().map_err(|_| error())?,
-            None => IpNet::from(text.parse::<IpAddr>().map_err(|_| error())?),
+            Some(_) => return Err(error()),
+            None => IpNet::from(address),
         };
         Ok(Self(unmapped(net).trunc()))
     }

@@ -171,9 +171,10 @@ fn redact_pair(pair: &str, place: Place, out: &mut String) {
 /// Whether a value may be a credential, or hold one with its key.
 fn suspicious(value: &str, place: Place) -> bool {
     let decoded = decode(value);
-    // A digest in hexadecimal names what is fetched; in a path it is no secret.
-    let is_random =
-        |part: &str| is_random(part) && (place == Place::Query || !is_hexadecimal(part));
+    // In a path stand digests, which name what is fetched, and names of files: no secrets.
+    let is_random = |part: &str| {
+        is_random(part) && (place == Place::Query || (!is_hexadecimal(part) && is_mixed(part)))
+    };
     if decoded
         .split(['?', '&', ';', ',', ' ', '"', '\'', '{', '/', ':'])
         .any(|part| is_random(part) || is_token(part))
@@ -181,11 +182,9 @@ fn suspicious(value: &str, place: Place) -> bool {
         return true;
     }
     // A URL, a header or JSON within: any sensitive word before a sign that assigns. And user information.
-    let assigned = decoded.match_indices(['=', ':']).any(|(at, _)| {
-        is_sensitive(
-            decoded[..at].rsplit(['?', '&', ';', ',', ' ', '{', '/']).next().unwrap_or_default(),
-        )
-    });
+    let assigned = decoded
+        .split(['?', '&', ';', ',', ' ', '{', '/'])
+        .any(|part| part.rfind(['=', ':']).is_some_and(|sign| is_sensitive(&part[..sign])));
     assigned || (decoded.contains("//") && decoded.contains('@'))
 }
 
@@ -214,6 +213,25 @@ fn is_random(text: &str) -> bool {
     let lower = text.bytes().any(|byte| byte.is_ascii_lowercase());
     // Words joined by dashes have neither digits nor both cases in a row.
     (digits > 2 || (upper && lower && !text.contains(['-', '_', '.']))) && entropy(text) > 3.0
+}
+
+/// Whether letters of both cases and digits stand side by side as chance puts them, and not as in words with a version.
+fn is_mixed(text: &str) -> bool {
+    let class = |byte: u8| match byte {
+        b'0'..=b'9' => Some(0),
+        b'a'..=b'z' => Some(1),
+        b'A'..=b'Z' => Some(2),
+        _ => None,
+    };
+    let (mut pairs, mut changes) = (0_usize, 0_usize);
+    for pair in text.as_bytes().windows(2) {
+        if let (Some(one), Some(other)) = (class(pair[0]), class(pair[1])) {
+            pairs += 1;
+            changes += usize::from(one != other);
+        }
+    }
+    // Of pairs of base 62, six in ten differ; of base 36, four.
+    text.contains(|c: char| c.is_ascii_digit()) && changes * 10 >= pairs * 3
 }
 
 fn is_hexadecimal(text: &str) -> bool {
