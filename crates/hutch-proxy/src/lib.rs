@@ -1,5 +1,28 @@
 //! The sandbox's only way out, in a process of its own: applies the policy, adds credentials, forwards, logs.
 //!
-//! The keeper starts it with [`spawn`](crate::control) and speaks the messages of [`control`] with it.
+//! The keeper starts it with [`spawn()`] and speaks the messages of [`control`] with it.
+//!
+//! ```text
+//!   spawn       starts the two processes of a sandbox's network: worker and broker
+//!   control     what the keeper says to them
+//!   worker      the worker's life: jail, control messages, connections of the guest
+//!   exchange    the seams that credentials and the log are plugged in at
+//!   ca          the sandbox's certificate authority and the certificates made on the fly
+//! ```
+//!
+//! Invariant: what the guest sends decides nothing. A connection is made only to an address that the policy passed for
+//! exactly the host that every layer of the connection names.
 
+mod accept;
+pub mod ca;
+mod confine;
 pub mod control;
+pub mod exchange;
+mod gate;
+mod live;
+pub mod spawn;
+mod stream;
+mod upstream;
+pub mod worker;
+
+pub use spawn::{BrokerSpec, Proxy, Spawn, SpawnError, spawn};
