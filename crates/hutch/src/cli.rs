@@ -5,7 +5,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use std::ffi::OsString;
 
 use crate::commands::{
-    completion, create, exec, inspect, ls, network, reset, rm, run, stop, version,
+    completion, create, exec, inspect, ls, network, reset, rm, run, secret, stop, version,
 };
 use crate::context::Context;
 use crate::failure::Failure;
@@ -40,6 +40,7 @@ pub(crate) enum Command {
     Ls(ls::Arguments),
     Inspect(inspect::Arguments),
     Network(network::Arguments),
+    Secret(secret::Arguments),
     Stop(stop::Arguments),
     #[command(visible_alias = "remove")]
     Rm(rm::Arguments),
@@ -63,6 +64,7 @@ impl Command {
             Self::Ls(arguments) => ls::execute(context, &arguments),
             Self::Inspect(arguments) => inspect::execute(context, &arguments),
             Self::Network(arguments) => network::execute(context, &arguments),
+            Self::Secret(arguments) => secret::execute(context, &arguments),
             Self::Stop(arguments) => stop::execute(context, &arguments),
             Self::Rm(arguments) => rm::execute(context, &arguments),
             Self::Reset(arguments) => reset::execute(context, &arguments),

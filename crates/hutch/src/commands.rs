@@ -9,6 +9,7 @@ pub(crate) mod network;
 pub(crate) mod reset;
 pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod secret;
 pub(crate) mod stop;
 pub(crate) mod version;
 

@@ -50,6 +50,7 @@ pub(crate) async fn prepare(
     // Cheap, and better known before a download than after it.
     let _found = qemu(context)?;
     keeper_client::program(&context.settings.programs)?;
+    context.settings.network(wish.agent)?;
     let images = Images::new(&context.settings, printer)?;
     let (name, pull) = (wish.template.to_owned(), wish.pull);
     blocking(move || {
@@ -93,6 +94,16 @@ pub(crate) fn create(
         }
     };
     created.map_err(|error| not_created(&error))
+}
+
+/// Warns of keys in workspaces, which the sandbox can read whatever the proxy does.
+pub(crate) fn warn_of_keys(printer: Printer, workspaces: &[Workspace]) {
+    for path in workspaces::files_with_keys(workspaces) {
+        printer.warning(&format!(
+            "{} holds an API key (`primaryApiKey`) that everything in the sandbox can read; credentials that hutch adds to requests are used before it",
+            path.display()
+        ));
+    }
 }
 
 /// Where the agent works.

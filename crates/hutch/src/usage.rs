@@ -42,6 +42,7 @@ pub(crate) fn with_examples(command: clap::Command, program: &str) -> clap::Comm
             "network proxy shell-project --allow-host localhost:5432",
         ],
         "log" => &["network log", "network log --requests --limit 20 shell-project"],
+        "secret" => &["secret set openai", "secret set openai < file-with-the-key", "secret ls"],
         "check" => &["network check shell-project api.example.com:443"],
         _ => &[],
     };

@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use hutch_store::{HostPath, Layout, Workspace};
+use hutch_store::{HostPath, Layout, Workspace, atomic};
 use rustix::fs::{Access, access};
 
 use crate::failure::Failure;
@@ -39,6 +39,11 @@ const OF_THE_SYSTEM: &[&str] = &[
 ];
 /// Directories that are no files at all.
 const OF_THE_KERNEL: &[&str] = &["/dev", "/proc", "/sys"];
+
+/// Where Claude Code keeps its user's key.
+const CLAUDE_FILE: &str = ".claude.json";
+/// A larger one is not looked into.
+const CLAUDE_FILE_MAX: u64 = 16 << 20;
 
 /// Resolves the arguments: the first is the primary workspace, a directory.
 pub(crate) fn resolve(arguments: &[OsString], layout: &Layout) -> Result<Vec<Workspace>, Failure> {
@@ -84,6 +89,23 @@ pub(crate) fn still_there(workspaces: &[Workspace], sandbox: &str) -> Result<(),
         check_access(path)?;
     }
     Ok(())
+}
+
+/// The files of a workspace in which its user's API key stands for everybody in the sandbox to read.
+pub(crate) fn files_with_keys(workspaces: &[Workspace]) -> Vec<PathBuf> {
+    #[derive(serde::Deserialize)]
+    struct ClaudeFile {
+        #[serde(rename = "primaryApiKey")]
+        key: Option<String>,
+    }
+    let has_key = |path: &PathBuf| {
+        atomic::read(path, CLAUDE_FILE_MAX)
+            .ok()
+            .and_then(|text| serde_json::from_slice::<ClaudeFile>(&text).ok())
+            .is_some_and(|file| file.key.is_some_and(|key| !key.is_empty()))
+    };
+    let files = workspaces.iter().map(|workspace| workspace.path.as_path().join(CLAUDE_FILE));
+    files.filter(has_key).collect()
 }
 
 /// Takes a read-only ending off. A path that really ends so is taken as it is, unless it also exists without.

@@ -3,6 +3,7 @@
 mod cli {
     mod errors;
     mod help;
+    mod network;
     mod sandboxes;
     pub(crate) mod world;
 }

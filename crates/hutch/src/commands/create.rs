@@ -17,7 +17,8 @@ use crate::workspaces;
 
 /// Create a sandbox for an agent without starting it
 ///
-/// Each workspace appears in the sandbox at the same path as here. `:ro` at the end of a path makes it read-only.
+/// Each workspace appears in the sandbox at the same path as here. `:ro` at the end of a path makes it read-only. Keys of
+/// providers are looked for when the sandbox is used, not now; see `secret`.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Name the sandbox; default: the agent and the directory, like `shell-project`
@@ -70,6 +71,7 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
         return Err(crate::sandboxes::not_created(&error));
     }
     refuse_second(context, &sandboxes, &wish)?;
+    start::warn_of_keys(printer, &wish.workspaces);
     let record = block_on(async {
         let template =
             start::unless_interrupted(start::prepare(context, printer, &wish), async || {}).await?;

@@ -5,13 +5,18 @@ use std::collections::BTreeMap;
 use clap::Args;
 use hutch_store::{LastEnd, SandboxName, SandboxRecord};
 use serde::Serialize;
+use tokio::time::{Duration, timeout};
 
-use crate::context::Context;
+use super::network::Policy;
+use crate::context::{Context, block_on};
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::keeper_client;
 use crate::printer;
 use crate::sandboxes::Sandboxes;
+
+/// How long a keeper may take to say what it knows.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// Show everything about sandboxes as JSON
 #[derive(Debug, Args)]
@@ -37,6 +42,9 @@ struct Entry {
     disk_bytes: u64,
     idle_timeout_s: u64,
     labels: BTreeMap<String, String>,
+    /// What it may reach, and where credentials for that were found; nothing before its first run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<Policy>,
     #[serde(skip_serializing_if = "Option::is_none")]
     keeper: Option<Keeper>,
     /// How it ended last; nothing while it runs.
@@ -74,7 +82,7 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
     let mut entries = Vec::with_capacity(arguments.names.len());
     let mut code = exit_codes::SUCCESS;
     for text in &arguments.names {
-        match sandboxes.load(text).and_then(|record| entry(&sandboxes, record)) {
+        match sandboxes.load(text).and_then(|record| entry(context, &sandboxes, record)) {
             Ok(entry) => entries.push(entry),
             Err(failure) => {
                 context.printer.failure(&failure);
@@ -86,7 +94,11 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
     Ok(code)
 }
 
-fn entry(sandboxes: &Sandboxes, record: SandboxRecord) -> Result<Entry, Failure> {
+fn entry(
+    context: &Context,
+    sandboxes: &Sandboxes,
+    record: SandboxRecord,
+) -> Result<Entry, Failure> {
     let store = sandboxes.store();
     let running = keeper_client::is_running(store, &record.name)?;
     // Files that cannot be read say nothing: the record is what counts.
@@ -98,7 +110,18 @@ fn entry(sandboxes: &Sandboxes, record: SandboxRecord) -> Result<Entry, Failure>
         read_only: workspace.read_only,
         missing: !workspace.path.as_path().exists(),
     });
+    let network = match network(context, sandboxes, &record, running) {
+        Ok(network) => network,
+        Err(failure) => {
+            context.printer.warning(&format!(
+                "the network of the sandbox `{}` is not known: {failure}",
+                record.name
+            ));
+            None
+        }
+    };
     Ok(Entry {
+        network,
         id: record.id.to_string(),
         created_at: format!("{:.9}", record.created_at),
         status: if running { "running" } else { "stopped" },
@@ -123,5 +146,30 @@ fn entry(sandboxes: &Sandboxes, record: SandboxRecord) -> Result<Entry, Failure>
         }),
         directory: store.paths(&record.name).directory.display().to_string(),
         name: record.name,
+    })
+}
+
+/// What it may reach. A sandbox that is just starting is not waited for.
+fn network(
+    context: &Context,
+    sandboxes: &Sandboxes,
+    record: &SandboxRecord,
+    running: bool,
+) -> Result<Option<Policy>, Failure> {
+    let store = sandboxes.store();
+    if !running {
+        return Policy::of_stopped(context, store, record);
+    }
+    block_on(async {
+        let asked = async {
+            match keeper_client::running(store, &record.name, context.face).await? {
+                Some(keeper) => Policy::ask(&keeper).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        match timeout(ANSWER, asked).await {
+            Ok(policy) => policy,
+            Err(_) => Policy::of_stopped(context, store, record),
+        }
     })
 }

@@ -2,7 +2,10 @@
 
 mod check;
 mod log;
+mod policy;
 mod proxy;
+
+pub(crate) use self::policy::Policy;
 
 use clap::{Args, Subcommand};
 use hutch_api::{NetworkRequest, Response};

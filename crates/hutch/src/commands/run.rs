@@ -30,6 +30,9 @@ use super::exec::{OpenedSession, terminal_variables};
 /// Names a sandbox that exists, or an agent and its workspaces; without a workspace the current directory is it. The
 /// same agent on the same workspace finds its sandbox again. Each workspace appears in the sandbox at the same path as
 /// here, `:ro` at the end of a path makes it read-only. What follows `--` is passed to the agent.
+///
+/// Keys of providers stay here: the proxy adds them to requests. They are looked for in the secret store, then in the
+/// environment of this command, then in that of a login shell; see `secret`.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Name the sandbox; default: the agent and the directory, like `shell-project`
@@ -73,9 +76,11 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
         let record = match target(context, &sandboxes, arguments)? {
             Target::Existing(record) => {
                 keep_as_it_is(printer, &record, arguments)?;
+                start::warn_of_keys(printer, &record.workspaces);
                 *record
             }
             Target::New { agent, workspaces } => {
+                start::warn_of_keys(printer, &workspaces);
                 make(context, printer, &sandboxes, arguments, agent, workspaces).await?
             }
         };

@@ -92,7 +92,6 @@ fn status(api_version: u16, phase: Phase) -> Response {
         vmm_pid: None,
         workspace_pid: None,
         proxy_pid: None,
-        resumed: false,
         ready_ms: None,
         resumed: false,
         unanswered_pings: 0,

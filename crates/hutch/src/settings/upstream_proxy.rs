@@ -31,7 +31,8 @@ pub(crate) enum ProxyUrlError {
 
 /// The address of a proxy in one form: with scheme and port, without a path.
 pub(super) fn proxy_url(text: &str) -> Result<String, ProxyUrlError> {
-    let (scheme, rest) = text.trim().split_once("://").unwrap_or(("http", text.trim()));
+    let text = text.trim();
+    let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
     let scheme = scheme.to_ascii_lowercase();
     let Some((_, passed_on, usual)) = SCHEMES.iter().find(|(name, ..)| *name == scheme) else {
         let is_word = scheme.bytes().all(|byte| byte.is_ascii_alphanumeric());

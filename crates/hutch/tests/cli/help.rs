@@ -2,8 +2,9 @@
 
 use super::world::World;
 
-const COMMANDS: &[&str] =
-    &["run", "create", "exec", "ls", "inspect", "network", "stop", "rm", "reset", "version"];
+const COMMANDS: &[&str] = &[
+    "run", "create", "exec", "ls", "inspect", "network", "secret", "stop", "rm", "reset", "version",
+];
 const NETWORK_COMMANDS: &[&str] = &["proxy", "log", "check"];
 
 #[test]

@@ -62,6 +62,15 @@ impl World {
         path
     }
 
+    /// Writes `config.toml`.
+    pub(crate) fn config(&self, text: &str) {
+        let directory = self.path("home/.config/hutch");
+        std::fs::create_dir_all(&directory).expect("the world is writable");
+        std::fs::File::create(directory.join("config.toml"))
+            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .expect("the world is writable");
+    }
+
     /// `hutch` with these arguments.
     pub(crate) fn hutch(&self, arguments: &[&str]) -> Run {
         self.run(self.command(Path::new(env!("CARGO_BIN_EXE_hutch"))).args(arguments), b"")
@@ -79,6 +88,7 @@ impl World {
             .env_clear()
             .env("HOME", self.path("home"))
             .env("XDG_RUNTIME_DIR", self.path("run"))
+            .env("TZ", "UTC")
             .current_dir(self.path("work"));
         command
     }

@@ -37,8 +37,7 @@ struct Answer<'a> {
     sandbox: &'a str,
     host: &'a str,
     port: u16,
-    /// `allowed` or `denied`, as in the log.
-    action: &'static str,
+    allowed: bool,
     rule: &'a str,
     reason: &'a str,
     /// Whether TLS would be terminated.
@@ -76,7 +75,7 @@ fn check(context: &Context, arguments: &Arguments) -> Result<u8, Failure> {
             sandbox: name.as_str(),
             host: &host,
             port,
-            action: if checked.allowed { "allowed" } else { "denied" },
+            allowed: checked.allowed,
             rule: &checked.rule,
             reason: &checked.reason,
             inspected: checked.inspected,

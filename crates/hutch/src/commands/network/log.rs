@@ -100,7 +100,7 @@ impl Logs {
         self.tails.retain(|(name, _)| names.contains(name));
         let mut records = Vec::new();
         for name in names {
-            let directory = sandboxes.store().paths(&name).directory.join("network");
+            let directory = sandboxes.store().paths(&name).network();
             let at = match self.tails.iter().position(|(known, _)| *known == name) {
                 Some(at) => at,
                 None => {
@@ -185,6 +185,7 @@ fn aggregated(records: &[Record], limit: usize, quiet: bool, zone: &TimeZone) ->
     let mut room = if limit == 0 { seen.len() } else { limit };
     let oldest = seen.get(room.saturating_sub(1)).copied().unwrap_or_default();
     let mut text = String::new();
+    let mut without_headings = Vec::new();
     for (decision, heading) in
         [(Decision::Denied, "Blocked requests:"), (Decision::Allowed, "Allowed requests:")]
     {
@@ -212,11 +213,11 @@ fn aggregated(records: &[Record], limit: usize, quiet: bool, zone: &TimeZone) ->
                 cells
             })
             .collect();
-        if rows.is_empty() {
+        if quiet {
+            without_headings.extend(rows);
             continue;
         }
-        if quiet {
-            text.push_str(&table::rows::<6>(rows));
+        if rows.is_empty() {
             continue;
         }
         if !text.is_empty() {
@@ -226,6 +227,7 @@ fn aggregated(records: &[Record], limit: usize, quiet: bool, zone: &TimeZone) ->
         text.push('\n');
         text.push_str(&table::narrow(&["SANDBOX", "HOST", "RULE", "LAST SEEN", "COUNT"], rows));
     }
+    text.push_str(&table::rows::<6>(without_headings));
     text
 }
 

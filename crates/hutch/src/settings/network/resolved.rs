@@ -34,6 +34,16 @@ impl Settings {
         services_for(&self.network, agent)
     }
 
+    /// The names of all services, built in or the user's own.
+    pub(crate) fn service_names(&self) -> Vec<String> {
+        let own = self.network.services.iter().map(|custom| custom.service.name.clone());
+        let mut names: Vec<String> =
+            services::all().into_iter().map(|service| service.name).chain(own).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
     /// What the keeper of a sandbox of this agent is given.
     pub(crate) fn network(&self, agent: &Agent) -> Result<NetworkSettings, Failure> {
         let config = &self.network;

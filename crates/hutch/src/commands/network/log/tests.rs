@@ -41,7 +41,7 @@ fn the_table_has_the_documented_columns() {
 #[test]
 fn a_quiet_table_has_no_headings_and_says_the_decision_in_each_row() {
     insta::assert_snapshot!(aggregated(&records(), 0, true, &TimeZone::UTC), @r"
-    claude-x  example.com:443  <default policy>  20:33:18 22-Mar  1  denied
+    claude-x  example.com:443        <default policy>       20:33:18 22-Mar  1  denied
     claude-x  [2001:db8::1]:443      *                      20:33:21 22-Mar  1  allowed
     claude-x  api.anthropic.com:443  api.anthropic.com:443  20:33:20 22-Mar  2  allowed
     ");
