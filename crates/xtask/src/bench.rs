@@ -4,6 +4,7 @@
 //! the same kernel, template, processors and memory, one after the other.
 
 mod data;
+mod proxy;
 mod virtiofs;
 mod world;
 
@@ -36,6 +37,7 @@ struct Report {
     exec_true_ms: Percentiles,
     idle_pss_mib: BTreeMap<String, f64>,
     workspace: Vec<Row>,
+    proxy: Vec<proxy::Row>,
 }
 
 #[derive(Debug, Serialize)]
@@ -64,6 +66,8 @@ type Rows = Vec<(String, f64, String)>;
 pub(crate) struct Wanted {
     /// A tenth of the work.
     pub(crate) quick: bool,
+    /// The proxies, and nothing else.
+    pub(crate) proxy: bool,
     /// Of the workspace table these groups of rows, and nothing else.
     pub(crate) groups: Vec<String>,
     /// Programs and images, where they shall not be built: to compare two builds.
@@ -99,12 +103,17 @@ pub(crate) fn bench(wanted: Wanted) -> anyhow::Result<()> {
         },
     };
     let world = World::new(stage)?;
+    if wanted.proxy {
+        proxy::print(&proxy::measure(&world, quick)?);
+        return Ok(());
+    }
     let ours = world.workspace("ours", &task)?;
     world.create("bench", &ours)?;
     if !wanted.groups.is_empty() {
         world.hutch(&["exec", "bench", "true"])?;
         let machine = world.machine()?;
-        return Ok(print_table(&workspace(&world, &task, &machine, &ours)?));
+        print_table(&workspace(&world, &task, &machine, &ours)?);
+        return Ok(());
     }
 
     eprintln!("==> cold start");
@@ -128,8 +137,10 @@ pub(crate) fn bench(wanted: Wanted) -> anyhow::Result<()> {
         exec_true_ms: percentiles(latencies)?,
         idle_pss_mib,
         workspace: workspace(&world, &task, &machine, &ours)?,
+        proxy: proxy::measure(&world, quick)?,
     };
     print(&report);
+    proxy::print(&report.proxy);
     let path = target().join("bench/report.json");
     write(&path, &serde_json::to_string_pretty(&report)?)?;
     println!("\n{}", path.display());

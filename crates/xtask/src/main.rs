@@ -37,6 +37,7 @@ Usage: cargo xtask COMMAND
   tidy [--bless]         rules of this repository that no other tool checks
   deny                   cargo-deny, installed when missing (advisories need the network)
   bench [--quick]        the measurements of docs/benchmarks.md
+        [--proxy]          of the proxies alone
         [--rows GROUP,…]   of the workspace table alone: stat, read, make, git, big, written
         [--stage DIR]      with the programs and images there (as in target/e2e) instead of new ones
 ";
@@ -95,6 +96,7 @@ impl Options {
                 }
                 Some("--bless") => options.bless = true,
                 Some("--quick") => options.wanted.quick = true,
+                Some("--proxy") => options.wanted.proxy = true,
                 Some("--rows") => {
                     let rows = arguments.next().context("--rows needs groups of rows")?;
                     let rows = rows.to_string_lossy();

@@ -39,6 +39,19 @@ impl World {
         if below.is_empty() { self.root.clone() } else { self.root.join(below) }
     }
 
+    /// Programs and images.
+    pub(crate) fn stage(&self) -> &Path {
+        &self.stage
+    }
+
+    /// Makes a directory of the user's.
+    pub(crate) fn directory(&self, below: &str) -> anyhow::Result<PathBuf> {
+        let directory = self.path(below);
+        fs::create_dir(&directory).with_context(|| format!("{}", directory.display()))?;
+        self.user.give(&directory)?;
+        Ok(directory)
+    }
+
     /// A program of the tests that runs in guests.
     pub(crate) fn guest_program(&self, name: &str) -> PathBuf {
         self.stage.join("guest").join(name)
@@ -77,7 +90,8 @@ impl World {
         Ok((took, String::from_utf8_lossy(&output.stdout).into_owned()))
     }
 
-    fn command(&self, program: &Path) -> Command {
+    /// A program as the user of this world, with nothing in its environment.
+    pub(crate) fn command(&self, program: &Path) -> Command {
         let mut command = command(program);
         command
             .current_dir(self.path("home"))
