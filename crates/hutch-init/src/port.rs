@@ -14,6 +14,7 @@ use std::task::{Context, Poll, ready};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
+use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
@@ -34,6 +35,7 @@ impl Port {
     /// Waits until the host is at the other end, and gives a stream to it.
     pub async fn connected(&self) -> io::Result<PortStream> {
         if !self.has_host()? {
+            self.drain()?;
             let edges = epoll::create(epoll::CreateFlags::CLOEXEC)?;
             let flags = epoll::EventFlags::OUT | epoll::EventFlags::ET;
             epoll::add(&edges, &self.file, epoll::EventData::new_u64(0), flags)?;
@@ -52,6 +54,18 @@ impl Port {
         Ok(PortStream {
             file: registered(self.file.try_clone()?, Interest::READABLE | Interest::WRITABLE)?,
         })
+    }
+
+    /// Forgets what a host that has gone had sent: the next one begins anew.
+    fn drain(&self) -> io::Result<()> {
+        let mut forgotten = [0; 4096];
+        loop {
+            match rustix::io::read(&self.file, &mut forgotten) {
+                Ok(0) | Err(Errno::AGAIN) => return Ok(()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// The port itself, for someone who reads and writes it without tokio. It does not block.
