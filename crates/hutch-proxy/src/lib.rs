@@ -7,6 +7,10 @@
 //!   control     what the keeper says to them
 //!   worker      the worker's life: jail, control messages, connections of the guest
 //!   exchange    the seams that credentials and the log are plugged in at
+//!   broker      the other process: finds credentials, for the services of the sandbox alone
+//!   credential  puts them into requests and keeps them out of answers (scrub, oauth)
+//!   log_writer  the log of requests and connections
+//!   secret_command   what `hutch secret` runs
 //!   ca          the sandbox's certificate authority and the certificates made on the fly
 //! ```
 //!
@@ -14,12 +18,18 @@
 //! exactly the host that every layer of the connection names.
 
 mod accept;
+pub mod broker;
 pub mod ca;
 mod confine;
 pub mod control;
+mod credential;
 pub mod exchange;
 mod gate;
 mod live;
+pub mod log_writer;
+mod oauth;
+mod scrub;
+pub mod secret_command;
 pub mod spawn;
 mod stream;
 mod upstream;

@@ -11,6 +11,10 @@ fn main() -> ExitCode {
         ["worker", directory, control, link] => {
             hutch_proxy::worker::main(directory.as_ref(), control, link).map_err(Into::into)
         }
+        ["broker", spec, link] => broker(spec, link),
+        ["secret", arguments @ ..] => {
+            return ExitCode::from(hutch_proxy::secret_command::run(arguments));
+        }
         _ => {
             tracing::error!("started by the keeper, as `worker` or as `broker`");
             return ExitCode::from(2);
@@ -29,4 +33,10 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn broker(spec: &str, link: &str) -> Result<(), Box<dyn Error>> {
+    let spec = hutch_sys::inherited::inherited(spec.parse()?)?;
+    let link = hutch_sys::inherited::inherited(link.parse()?)?;
+    Ok(hutch_proxy::broker::main(spec.into(), link)?)
 }

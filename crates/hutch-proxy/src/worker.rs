@@ -6,6 +6,7 @@
 //!
 //! Invariant: no byte of the guest is read before the jail is entered and the policy is in place.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hutch_policy::host::{Authority, Host, Port};
+use hutch_policy::services::ServiceTable;
 use hutch_sys::inherited::inherited;
 use hutch_sys::jail::JailError;
 use hutch_wire::message::{self, MessageError};
@@ -24,13 +26,19 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::confine::confine;
 use crate::control::{Checked, Reply, Request, Start};
+use crate::credential::Injector;
 use crate::exchange::{Credentials, Recorder};
 use crate::gate::{Gate, Parts, Treatment};
+use crate::log_writer::LogWriter;
 use crate::{accept, upstream};
 
 /// What the guest may hold open, and what it may send on one connection before anything of it went on.
-const LIMITS: Limits =
-    Limits { frame_payload: 64 * 1024, stream_window: 128 * 1024, streams: 4096, open_payload: 1024 };
+const LIMITS: Limits = Limits {
+    frame_payload: 64 * 1024,
+    stream_window: 128 * 1024,
+    streams: 4096,
+    open_payload: 1024,
+};
 /// How often connections that wait too long are looked for.
 const PRUNE: Duration = Duration::from_secs(30);
 /// Threads that move bytes.
@@ -114,10 +122,7 @@ fn descriptor(number: &str, what: &'static str) -> Result<StdUnixStream, WorkerE
     Ok(descriptor.into())
 }
 
-fn nonblocking(
-    stream: StdUnixStream,
-    what: &'static str,
-) -> Result<StdUnixStream, WorkerError> {
+fn nonblocking(stream: StdUnixStream, what: &'static str) -> Result<StdUnixStream, WorkerError> {
     stream.set_nonblocking(true).map_err(|source| WorkerError::Descriptor { what, source })?;
     Ok(stream)
 }
@@ -186,25 +191,28 @@ fn begin(
     Gate::new(parts).map_err(|error| in_one_sentence(&error))
 }
 
+/// What the engine is given.
+type Plugged = (Arc<dyn Credentials>, Arc<dyn Recorder>);
+
 /// Where credentials and the log are plugged in.
-fn plug(
-    _start: &Start,
-    _directory: &Path,
-    _link: UnixStream,
-) -> Result<(Arc<dyn Credentials>, Arc<dyn Recorder>), String> {
-    Ok((Arc::new(crate::exchange::NoCredentials), Arc::new(crate::exchange::Tracing)))
+fn plug(start: &Start, directory: &Path, link: UnixStream) -> Result<Plugged, String> {
+    let services = ServiceTable::new(start.settings.services.clone())
+        .map_err(|error| in_one_sentence(&error))?;
+    let log = File::open(directory)
+        .and_then(|directory| LogWriter::start(directory.into(), &start.sandbox))
+        .map_err(|error| format!("the network's log cannot be written: {error}"))?;
+    Ok((Arc::new(Injector::new(services, link)), Arc::new(log)))
 }
 
 /// Serves the port until it ends.
 async fn serve(gate: &Arc<Gate>, port: UnixStream) {
-    let (connection, mut incoming) =
-        match Connection::establish(port, Role::Client, LIMITS).await {
-            Ok(established) => established,
-            Err(error) => {
-                tracing::warn!(%error, "the guest's end of the port cannot be used");
-                return;
-            }
-        };
+    let (connection, mut incoming) = match Connection::establish(port, Role::Client, LIMITS).await {
+        Ok(established) => established,
+        Err(error) => {
+            tracing::warn!(%error, "the guest's end of the port cannot be used");
+            return;
+        }
+    };
     while let Some(stream) = incoming.next().await {
         accept::accept(gate, stream);
     }

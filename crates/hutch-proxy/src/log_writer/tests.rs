@@ -1,0 +1,1 @@
+//! What log_writer promises.
