@@ -28,6 +28,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::failure::{Blame, Failure};
 use crate::plugin::Face;
 use crate::printer::guest_sentence;
+use crate::settings::UserSettings;
 
 /// No answer of a keeper is longer.
 const RESPONSE_MAX: u32 = 64 * 1024;
@@ -406,6 +407,9 @@ pub(crate) struct KeeperPlan<'a> {
     pub(crate) idle_timeout_s: u64,
     pub(crate) boot_timeout_s: Option<u64>,
     pub(crate) network: &'a NetworkSettings,
+    /// The policy file that a sandbox without one begins with.
+    pub(crate) default_policy: Option<&'a Path>,
+    pub(crate) user: &'a UserSettings,
     pub(crate) debug: bool,
 }
 
@@ -431,6 +435,13 @@ impl KeeperPlan<'_> {
         add("--accelerator", &accelerator);
         add("--qemu", &self.qemu);
         add("--idle-timeout", &self.idle_timeout_s.to_string());
+        add("--config", &layout.config);
+        if let Some(path) = self.default_policy {
+            add("--default-policy", &path);
+        }
+        for (flag, value) in self.user.flags() {
+            add(flag, &value);
+        }
         if let Some(seconds) = self.boot_timeout_s {
             add("--boot-timeout", &seconds.to_string());
         }

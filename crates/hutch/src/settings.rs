@@ -59,6 +59,10 @@ pub(crate) const XDG_RUNTIME_DIR: &str = "XDG_RUNTIME_DIR";
 pub(crate) const XDG_CONFIG_HOME: &str = "XDG_CONFIG_HOME";
 /// The home directory.
 pub(crate) const HOME: &str = "HOME";
+/// The login shell, whose environment may hold credentials.
+pub(crate) const SHELL: &str = "SHELL";
+/// The user's name.
+pub(crate) const USER: &str = "USER";
 /// Any value: no colour.
 pub(crate) const NO_COLOR: &str = "NO_COLOR";
 /// Set by the Docker CLI: a socket whose end says that we should end too.
@@ -206,6 +210,40 @@ pub(crate) struct Machine {
     pub(crate) disk_bytes: u64,
 }
 
+/// Who the user is, for the part that asks the login shell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct UserSettings {
+    home: Option<PathBuf>,
+    shell: Option<PathBuf>,
+    name: Option<OsString>,
+}
+
+impl UserSettings {
+    fn new(environment: &Environment) -> Self {
+        let absolute = |name| environment.path(name).filter(|path| path.is_absolute());
+        Self {
+            home: absolute(HOME),
+            shell: absolute(SHELL),
+            name: environment.filled(USER).map(OsStr::to_owned),
+        }
+    }
+
+    /// As flags of the keeper.
+    pub(crate) fn flags(&self) -> impl Iterator<Item = (&'static str, &OsStr)> {
+        let flags = [
+            ("--home", self.home.as_deref().map(Path::as_os_str)),
+            ("--shell", self.shell.as_deref().map(Path::as_os_str)),
+            ("--user", self.name.as_deref()),
+        ];
+        flags.into_iter().filter_map(|(flag, value)| Some((flag, value?)))
+    }
+
+    /// Where `docker sandbox` keeps the policy of new sandboxes.
+    pub(crate) fn policy_of_docker(&self) -> Option<PathBuf> {
+        self.home.as_ref().map(|home| home.join(".sandboxd/proxy-config.json"))
+    }
+}
+
 /// Everything that is decided outside of the command line.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
@@ -229,6 +267,8 @@ pub(crate) struct Settings {
     pub(crate) boot_timeout: Option<IdleTime>,
     /// Key sequence that leaves a session, where it is not the usual one.
     pub(crate) detach_keys: Option<String>,
+    /// Who the user is.
+    pub(crate) user: UserSettings,
     /// Colour is welcome.
     pub(crate) colour: bool,
     /// Set when the Docker CLI is our parent and tells us when to end.
@@ -306,6 +346,7 @@ impl Settings {
                 .unwrap_or(IDLE_USUAL),
             boot_timeout: environment.parsed(HUTCH_BOOT_TIMEOUT)?.or(file.boot_timeout),
             detach_keys: file.detach_keys,
+            user: UserSettings::new(&environment),
             colour: environment.filled(NO_COLOR).is_none(),
             plugin_socket: environment.filled(DOCKER_CLI_PLUGIN_SOCKET).map(OsStr::to_owned),
             accel: environment.parsed(HUTCH_ACCEL)?.or(file.accel).unwrap_or(Accel::Auto),

@@ -1,11 +1,12 @@
 //! From a sandbox's record to a keeper that is ready, and from a wish to a new record.
 
 use std::cell::Cell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hutch_api::{NetworkRequest, Response};
 use hutch_image::Template;
+use hutch_policy::config::ProxyConfig;
 use hutch_store::{Draft, SandboxName, SandboxRecord, Store, TemplateReference, Workspace};
 use hutch_vmm::probe::choose;
 use hutch_vmm::qemu::{DiscoverError, Qemu};
@@ -15,12 +16,12 @@ use tokio::sync::oneshot;
 use crate::agents::{self, Agent};
 use crate::context::Context;
 use crate::exit_codes;
-use crate::failure::{Blame, Failure};
+use crate::failure::{Blame, Failure, chain};
 use crate::images::{Images, Pull};
 use crate::keeper_client::{self, Keeper, KeeperArguments, KeeperPlan, another_question};
 use crate::printer::{Printer, guest_sentence};
 use crate::sandboxes::{Sandboxes, not_created};
-use crate::settings::MachineFlags;
+use crate::settings::{MachineFlags, Settings};
 use crate::workspaces;
 
 /// How long another command may be making a sandbox, images included.
@@ -191,6 +192,7 @@ async fn keeper_arguments(
     if let Some(notice) = choice.notice {
         printer.status(notice);
     }
+    let default_policy = default_policy(settings, printer, store);
     let plan = KeeperPlan {
         store,
         name: &record.name,
@@ -202,9 +204,25 @@ async fn keeper_arguments(
         idle_timeout_s: record.idle_timeout_s,
         boot_timeout_s: settings.boot_timeout.map(|time| time.duration().as_secs()),
         network: &network,
+        default_policy: default_policy.as_deref(),
+        user: &settings.user,
         debug: context.debug,
     };
     Ok(plan.arguments(program))
+}
+
+/// The file with the policy that new sandboxes begin with; it is made the first time.
+fn default_policy(settings: &Settings, printer: Printer, store: &Store) -> Option<PathBuf> {
+    let docker = settings.user.policy_of_docker();
+    let content = ProxyConfig::default().to_text();
+    match store.default_proxy_config(docker.as_deref(), &content) {
+        Ok(path) => Some(path),
+        Err(error) => {
+            // There is none, so what it would say holds anyway.
+            printer.debug(&format!("no default policy was written down: {}", chain(&error)));
+            None
+        }
+    }
 }
 
 fn qemu(context: &Context) -> Result<Qemu, Failure> {

@@ -52,6 +52,29 @@ impl Drop for RawMode {
     }
 }
 
+/// Puts a terminal's mode back when it goes away: for a program that changes it and may be ended in the middle.
+#[derive(Debug)]
+pub(crate) struct ModeKept {
+    terminal: OwnedFd,
+    termios: Termios,
+}
+
+impl ModeKept {
+    /// Remembers the mode; nothing where it is no terminal.
+    pub(crate) fn of(terminal: BorrowedFd<'_>) -> Option<Self> {
+        let termios = tcgetattr(terminal).ok()?;
+        Some(Self { terminal: terminal.try_clone_to_owned().ok()?, termios })
+    }
+}
+
+impl Drop for ModeKept {
+    fn drop(&mut self) {
+        // A terminal that is gone needs no restoring.
+        let _: rustix::io::Result<()> =
+            tcsetattr(&self.terminal, OptionalActions::Now, &self.termios);
+    }
+}
+
 fn apply_raw(terminal: &OwnedFd, termios: &Termios) -> io::Result<()> {
     let mut raw = termios.clone();
     raw.make_raw();
@@ -144,6 +167,20 @@ mod tests {
         assert!(other.join().is_err());
         assert!(!is_raw(&inner));
         drop(raw);
+    }
+
+    #[test]
+    fn a_mode_that_another_program_left_is_put_back() {
+        let (_outer, inner) = open();
+        let before = format!("{:?}", tcgetattr(&inner).unwrap());
+        let kept = ModeKept::of(inner.as_fd()).unwrap();
+        let mut silent = tcgetattr(&inner).unwrap();
+        silent.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(&inner, OptionalActions::Now, &silent).unwrap();
+        assert_ne!(format!("{:?}", tcgetattr(&inner).unwrap()), before);
+        drop(kept);
+        assert_eq!(format!("{:?}", tcgetattr(&inner).unwrap()), before);
+        assert!(ModeKept::of(std::fs::File::open("/dev/null").unwrap().as_fd()).is_none());
     }
 
     #[test]

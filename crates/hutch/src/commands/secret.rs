@@ -3,15 +3,20 @@
 //! The work is done by `hutch-proxy`, the only program that knows the store: values pass from our standard input to it
 //! without being seen here.
 
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::Command;
 
 use clap::{Args, Subcommand};
 use hutch_store::Program;
+use tokio::signal::unix::{SignalKind, signal};
 
-use crate::context::Context;
+use crate::context::{Context, block_on};
 use crate::exit_codes;
 use crate::failure::{Blame, Failure};
 use crate::nearest::nearest;
+use crate::terminal::{self, ModeKept};
 
 /// Keep the credentials of services, for the proxy alone
 ///
@@ -62,6 +67,9 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
     match &arguments.command {
         Action::Set { service } => {
             known(context, service)?;
+            if terminal::is_terminal(io::stdin()) {
+                context.printer.prompt(&format!("Credential of {service} (it does not show):"));
+            }
             command.args(["set", service]);
         }
         Action::Ls { json } => {
@@ -76,15 +84,22 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
 
 /// Runs the program on our own standard streams; its exit code is ours.
 fn run(mut command: Command) -> Result<u8, Failure> {
-    let status = command.status().map_err(|error| {
-        let program = command.get_program().to_string_lossy();
-        Failure::host(format!("{program} could not be started: {error}"))
+    let stdin = io::stdin();
+    let status = block_on(async {
+        // Ctrl-C is meant for the program; we still have to put the terminal back, which it may leave without echo.
+        let _taken = signal(SignalKind::interrupt());
+        let _mode = ModeKept::of(stdin.as_fd());
+        command.status().map_err(|error| {
+            let program = command.get_program().to_string_lossy();
+            Failure::host(format!("{program} could not be started: {error}"))
+        })
     })?;
-    if status.success() {
-        return Ok(exit_codes::SUCCESS);
+    match (status.success(), status.signal().map(u8::try_from)) {
+        (true, _) => Ok(exit_codes::SUCCESS),
+        (false, Some(Ok(signal))) => Err(Failure::silent(exit_codes::of_signal(signal))),
+        // It has said why.
+        (false, _) => Err(Failure::silent(exit_codes::FAILURE)),
     }
-    // It has said why.
-    Err(Failure::silent(exit_codes::FAILURE))
 }
 
 /// Fails when no service has this name: the credential would never be used.

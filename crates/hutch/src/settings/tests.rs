@@ -112,3 +112,18 @@ fn a_runtime_directory_that_is_not_ours_is_not_used() {
     assert_eq!(runtime(&file), private);
     assert!(!is_runtime_dir(own.path(), uid + 1));
 }
+
+#[test]
+fn the_keeper_is_told_who_the_user_is() {
+    let flags = |environment: Environment| -> Vec<String> {
+        let user = UserSettings::new(&environment);
+        user.flags().map(|(flag, value)| format!("{flag}={}", value.display())).collect()
+    };
+    let all = Environment::from([("HOME", "/h"), ("SHELL", "/bin/zsh"), ("USER", "u")]);
+    assert_eq!(
+        UserSettings::new(&all).policy_of_docker().unwrap(),
+        Path::new("/h/.sandboxd/proxy-config.json")
+    );
+    assert_eq!(flags(all), ["--home=/h", "--shell=/bin/zsh", "--user=u"]);
+    assert!(flags(Environment::from([("SHELL", "zsh"), ("USER", ""), ("HOME", "h")])).is_empty());
+}

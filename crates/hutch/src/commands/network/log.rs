@@ -76,6 +76,9 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
     } else {
         let text = aggregated(&records, arguments.limit, arguments.quiet, &TimeZone::system());
         context.printer.text(&text)?;
+        for note in records.iter().filter(|record| record.host.is_empty()) {
+            context.printer.warning(&format!("{}: {}", note.sandbox, note.reason));
+        }
     }
     if !arguments.json && !arguments.quiet && records.is_empty() {
         context.printer.status("No requests yet.");
@@ -176,7 +179,8 @@ fn last(records: &mut Vec<Record>, limit: usize) {
 /// A row for each sandbox, host and rule; of the rows those that were seen last.
 fn aggregated(records: &[Record], limit: usize, quiet: bool, zone: &TimeZone) -> String {
     let mut counted = Table::default();
-    counted.extend(records);
+    // Without a host it is a note of the log about itself.
+    counted.extend(records.iter().filter(|record| !record.host.is_empty()));
     let mut seen: Vec<u64> = [Decision::Denied, Decision::Allowed]
         .into_iter()
         .flat_map(|decision| counted.rows(decision).map(|row| row.last_seen_ms))

@@ -88,6 +88,8 @@ pub(super) fn line(record: &Record) -> String {
     let what = match (&record.method, &record.url) {
         (Some(method), Some(url)) => format!("{method} {url}"),
         (Some(method), None) => format!("{method} {}", record.place()),
+        // A note of the log about itself.
+        (None, _) if record.host.is_empty() => format!("({})", record.reason),
         (None, _) => record.place(),
     };
     let line = format!(

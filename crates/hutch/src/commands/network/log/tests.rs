@@ -87,3 +87,11 @@ fn a_time_beyond_all_times_is_no_reason_to_fail() {
     assert!(line(&far).starts_with("9999-12-30T"), "{}", line(&far));
     assert!(!aggregated(&[far], 0, false, &TimeZone::UTC).is_empty());
 }
+
+#[test]
+fn a_note_of_the_log_about_itself_is_no_host() {
+    let mut note = Record::new(TIME, "claude-x", How::Other, Decision::Denied);
+    note.reason = "7 entries dropped".to_owned();
+    assert!(line(&note).ends_with("connection (7 entries dropped) denied"), "{}", line(&note));
+    assert_eq!(aggregated(&[note], 0, false, &TimeZone::UTC), "");
+}
