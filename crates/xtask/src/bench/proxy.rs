@@ -1,8 +1,8 @@
 //! The proxy beside squid and mitmproxy: the same load, the same server, one after the other.
 //!
-//! What is compared is said in `docs/benchmarks.md`. All programs run as the tests' ordinary user, with one
-//! configuration for tunnels and one for terminated TLS; every proxy verifies the server's certificate and writes its
-//! log. Ours has no listener: its load comes over a pair of sockets, as from a guest, but without the VM.
+//! What is compared is said in `docs/benchmarks.md`. All programs but mitmproxy run as the tests' ordinary user, with
+//! one configuration for tunnels and one for terminated TLS; every proxy verifies the server's certificate and writes
+//! its log. Ours has no listener: its load comes over a pair of sockets, as from a guest, but without the VM.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -234,7 +234,8 @@ impl<'w> Bench<'w> {
     fn mitmproxy(&self, program: &Path, mode: &str) -> anyhow::Result<Rows> {
         let directory = self.directory(&format!("mitmproxy-{mode}"))?;
         let port = free_port()?;
-        let mut mitmproxy = self.world.command(program);
+        // Its Python may be in a place that only the developer can reach.
+        let mut mitmproxy = command(program);
         mitmproxy.args(["--listen-host", "127.0.0.1", "--listen-port", &port.to_string()]);
         mitmproxy.args(["--set", "flow_detail=1", "--set", "connection_strategy=lazy"]);
         mitmproxy.args(["--set", &format!("confdir={}", directory.display())]);
@@ -259,8 +260,7 @@ fn spawn(program: &mut Command) -> anyhow::Result<End> {
 
 /// mitmproxy's program, after installing it from PyPI into an environment of its own.
 fn mitmproxy() -> anyhow::Result<PathBuf> {
-    // Where every user can reach it.
-    let environment = target().join("e2e").canonicalize()?.join("mitmproxy");
+    let environment = target().join("bench/mitmproxy");
     let program = environment.join("bin/mitmdump");
     if !program.exists() {
         run(command("python3").args(["-m", "venv"]).arg(&environment))?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -18,10 +18,14 @@ const NAMES: [&str; 2] = ["bench.test", "localhost"];
 /// Serves until it is killed.
 pub(crate) async fn serve(directory: &Path) -> Result<(), Failure> {
     let mut parameters = CertificateParams::new(Vec::new())?;
+    // Two different names: the same subject and issuer would be a certificate that signed itself.
+    parameters.distinguished_name.push(DnType::CommonName, "CA of the benchmark");
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = CertifiedIssuer::self_signed(parameters, KeyPair::generate()?)?;
     let key = KeyPair::generate()?;
-    let certificate = CertificateParams::new(NAMES.map(str::to_owned))?.signed_by(&key, &ca)?;
+    let mut parameters = CertificateParams::new(NAMES.map(str::to_owned))?;
+    parameters.distinguished_name.push(DnType::CommonName, "server of the benchmark");
+    let certificate = parameters.signed_by(&key, &ca)?;
     tokio::fs::write(directory.join("ca.pem"), ca.pem()).await?;
     let mut config = ServerConfig::builder().with_no_client_auth().with_single_cert(
         vec![certificate.der().clone()],
