@@ -3,6 +3,7 @@
 //! ```text
 //! images/snapshots/<key>/      memory  state  snapshot.json
 //! images/snapshots/<key>.lock  held by whoever makes it
+//! images/snapshots/<key>.failed  why it could not be made last
 //! ```
 //!
 //! The key says everything that a snapshot depends on; it is the caller's. Invariants: a snapshot's directory appears
@@ -234,6 +235,25 @@ impl Snapshots {
         }
     }
 
+    /// Remembers that a snapshot could not be made, so that it is not tried at every start.
+    pub fn note_failure(&self, key: &SnapshotKey, why: &str) {
+        // Without the note it is tried again sooner, which is all.
+        if make_private(&self.directory).is_ok() {
+            drop(atomic::write(&self.failure(key), why.as_bytes()));
+        }
+    }
+
+    /// Says whether a snapshot could not be made less than so long ago.
+    pub fn failed_within(&self, key: &SnapshotKey, age: Duration) -> bool {
+        let noted = fs::metadata(self.failure(key)).and_then(|of| of.modified());
+        // A time in the future is of a clock that was set since.
+        noted.is_ok_and(|noted| noted.elapsed().is_ok_and(|elapsed| elapsed < age))
+    }
+
+    fn failure(&self, key: &SnapshotKey) -> PathBuf {
+        self.directory.join(format!("{}.failed", key.as_str()))
+    }
+
     /// Removes a snapshot. Those who run on it keep it.
     pub fn discard(&self, key: &SnapshotKey) {
         drop(fs::remove_dir_all(self.directory.join(key.as_str())));
@@ -333,7 +353,9 @@ impl Making {
         fs::rename(&self.directory, &self.place)
             .map_err(|error| FileError::new("publish", &self.place, error))?;
         self.published = true;
-        sync_directory(self.place.parent().unwrap_or(&self.place))
+        let snapshots = self.place.parent().unwrap_or(&self.place);
+        drop(fs::remove_file(self.place.with_extension("failed")));
+        sync_directory(snapshots)
     }
 }
 

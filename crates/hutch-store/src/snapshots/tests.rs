@@ -17,7 +17,7 @@ fn names(base: &Path) -> Vec<String> {
     let entries = fs::read_dir(base.join("snapshots")).unwrap();
     let mut names: Vec<_> =
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.retain(|name| !name.ends_with(".lock"));
+    names.retain(|name| !name.ends_with(".lock") && !name.ends_with(".failed"));
     names
 }
 
@@ -154,4 +154,19 @@ fn those_used_longest_ago_go_first_and_the_last_stays() {
     assert_eq!(removed.iter().map(|of| of.key.clone()).collect::<Vec<_>>(), [key("middle")]);
     assert_eq!(snapshots.prune(0).len(), 1);
     assert_eq!(keys(), [key("old")]);
+}
+
+#[test]
+fn a_failure_is_remembered_for_a_while_and_until_it_works() {
+    let base = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::new(base.path());
+    let hour = Duration::from_secs(3600);
+    let key = key("a");
+    assert!(!snapshots.failed_within(&key, hour));
+    snapshots.note_failure(&key, "the guest did not get ready");
+    assert!(snapshots.failed_within(&key, hour));
+    assert!(!snapshots.failed_within(&key, Duration::ZERO));
+    assert!(!snapshots.failed_within(&SnapshotKey::of([b"b".as_slice()]), hour));
+    made(&snapshots, &key);
+    assert!(!snapshots.failed_within(&key, hour));
 }
