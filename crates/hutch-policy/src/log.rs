@@ -119,7 +119,9 @@ impl Record {
     /// The line, with its newline. Every text is made fit for it, the URL redacted, whatever the caller did before.
     pub fn to_line(&self) -> String {
         // Strings and numbers: nothing here that JSON cannot say.
-        let mut line = serde_json::to_string(&self.clone().cleaned()).unwrap_or_default();
+        let mut fit = self.clone();
+        fit.url = fit.url.map(|url| redact_url(&url));
+        let mut line = serde_json::to_string(&fit.cleaned()).unwrap_or_default();
         line.push('\n');
         line
     }
@@ -142,7 +144,7 @@ impl Record {
         for text in [&mut self.sandbox, &mut self.rule, &mut self.reason, &mut self.host] {
             *text = clean(text, LONGEST_TEXT);
         }
-        self.url = self.url.map(|url| redact_url(&url));
+        self.url = self.url.map(|url| clean(&url, LONGEST_URL));
         for text in [
             &mut self.method,
             &mut self.protocol,

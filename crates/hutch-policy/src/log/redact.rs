@@ -1,15 +1,14 @@
 //! Makes text of a guest or a server fit for the log: no credentials, no control characters, no endless length.
 //!
 //! Which part of a URL is a credential cannot be known, so what may be one goes: user information, fragments, values
-//! whose key sounds like a credential, and values that look random. Rather too much than too little. Redacting what
-//! is redacted changes nothing.
+//! whose key sounds like a credential, and values that look random. Rather too much than too little.
 
 use super::LONGEST_URL;
 
 /// Stands where something was taken out.
 pub const REDACTED: &str = "REDACTED";
 
-/// The most of a URL that is looked at.
+/// The most of a URL that is looked at; what a client sends in a request's head is shorter.
 const LONGEST_INPUT: usize = 64 * 1024;
 
 /// Parts of keys that say that the value is a credential, in lower case and without punctuation.
@@ -71,46 +70,42 @@ const TOKEN_PREFIXES: [&str; 22] = [
 
 /// A URL (absolute, or from the path on) without what may be a credential, fit to be logged.
 pub fn redact_url(url: &str) -> String {
-    let (url, cut) = match bounded(url, LONGEST_INPUT) {
-        Some(head) => (head, true),
-        None => (url, false),
-    };
-    let url = url.split('#').next().unwrap_or_default();
-    let (before_query, query) = match url.split_once('?') {
+    // First, because the escapes have signs in them that are looked for below.
+    let url = clean(url, LONGEST_INPUT);
+    let cut = url.ends_with('…');
+    let visible = url.split('#').next().unwrap_or_default();
+    let (before_query, query) = match visible.split_once('?') {
         Some((before, query)) => (before, Some(query)),
-        None => (url, None),
+        None => (visible, None),
     };
-    let mut out = String::with_capacity(url.len());
-    let path = match scheme_and_rest(before_query) {
-        Some((scheme, rest)) => {
-            let end = rest.find(['/', '\\']).unwrap_or(rest.len());
-            let (authority, path) = rest.split_at(end);
-            out.push_str(scheme);
-            // Everything before the last sign, as browsers read it.
-            out.push_str(authority.rsplit('@').next().unwrap_or_default());
-            path
-        }
-        None => before_query,
-    };
+    let mut out = String::with_capacity(visible.len());
+    let (scheme, rest) = scheme_and_rest(before_query);
+    out.push_str(scheme);
+    let end = if scheme.is_empty() { 0 } else { rest.find(['/', '\\']).unwrap_or(rest.len()) };
+    let (authority, path) = rest.split_at(end);
+    // Everything before the last sign is user information, as browsers read it.
+    redact_query(authority.rsplit('@').next().unwrap_or_default(), &mut out);
     redact_path(path, &mut out);
     if let Some(query) = query {
         out.push('?');
         redact_query(query, &mut out);
     }
-    if cut {
+    if cut && !out.ends_with('…') {
         out.push('…');
     }
     clean(&out, LONGEST_URL)
 }
 
-/// `https://` and what follows; also `//` alone, which clients send by mistake.
-fn scheme_and_rest(text: &str) -> Option<(&str, &str)> {
-    let slashes = text.find("//")?;
-    let scheme = &text[..slashes];
+/// `https://` and what follows; also `//` alone, which clients send by mistake; nothing and all of it for a path.
+fn scheme_and_rest(text: &str) -> (&str, &str) {
     let plain = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
-    let is_scheme =
-        scheme.is_empty() || scheme.strip_suffix(':').is_some_and(|s| s.chars().all(plain));
-    is_scheme.then(|| text.split_at(slashes + 2))
+    let is_scheme = |scheme: &str| {
+        scheme.is_empty() || scheme.strip_suffix(':').is_some_and(|name| name.chars().all(plain))
+    };
+    match text.find("//") {
+        Some(slashes) if is_scheme(&text[..slashes]) => text.split_at(slashes + 2),
+        _ => ("", text),
+    }
 }
 
 fn redact_path(path: &str, out: &mut String) {
@@ -185,7 +180,10 @@ fn suspicious(value: &str, place: Place) -> bool {
     let assigned = decoded
         .split(['?', '&', ';', ',', ' ', '{', '/'])
         .any(|part| part.rfind(['=', ':']).is_some_and(|sign| is_sensitive(&part[..sign])));
-    assigned || (decoded.contains("//") && decoded.contains('@'))
+    assigned
+        || decoded.rfind('@').is_some_and(|sign| {
+            decoded[..sign].contains([':', '\\']) || decoded[..sign].contains("//")
+        })
 }
 
 fn is_sensitive(key: &str) -> bool {
@@ -317,9 +315,4 @@ fn is_unfit(c: char) -> bool {
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
                 | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
         )
-}
-
-/// The head of a text that is longer than allowed, ending between characters.
-fn bounded(text: &str, longest: usize) -> Option<&str> {
-    (text.len() > longest).then(|| &text[..text.floor_char_boundary(longest)])
 }
