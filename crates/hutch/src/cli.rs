@@ -5,7 +5,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use std::ffi::OsString;
 
 use crate::commands::{
-    completion, create, exec, inspect, ls, network, reset, rm, run, secret, stop, version,
+    completion, create, exec, inspect, ls, network, reset, rm, run, secret, stop, version, warm,
 };
 use crate::context::Context;
 use crate::failure::Failure;
@@ -45,6 +45,7 @@ pub(crate) enum Command {
     #[command(visible_alias = "remove")]
     Rm(rm::Arguments),
     Reset(reset::Arguments),
+    Warm(warm::Arguments),
     Version(version::Arguments),
     Completion(completion::Arguments),
 }
@@ -68,6 +69,7 @@ impl Command {
             Self::Stop(arguments) => stop::execute(context, &arguments),
             Self::Rm(arguments) => rm::execute(context, &arguments),
             Self::Reset(arguments) => reset::execute(context, &arguments),
+            Self::Warm(arguments) => warm::execute(context, &arguments),
             Self::Version(arguments) => version::execute(context, &arguments),
             Self::Completion(arguments) => completion::execute(context, &arguments),
         }

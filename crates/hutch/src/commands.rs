@@ -12,6 +12,7 @@ pub(crate) mod run;
 pub(crate) mod secret;
 pub(crate) mod stop;
 pub(crate) mod version;
+pub(crate) mod warm;
 
 use crate::context::Context;
 use crate::exit_codes;

@@ -28,6 +28,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::failure::{Blame, Failure};
 use crate::plugin::Face;
 use crate::printer::guest_sentence;
+use crate::warm::StartMode;
 use crate::settings::UserSettings;
 
 /// No answer of a keeper is longer.
@@ -410,6 +411,7 @@ pub(crate) struct KeeperPlan<'a> {
     /// The policy file that a sandbox without one begins with.
     pub(crate) default_policy: Option<&'a Path>,
     pub(crate) user: &'a UserSettings,
+    pub(crate) start: StartMode,
     pub(crate) debug: bool,
 }
 
@@ -428,11 +430,7 @@ impl KeeperPlan<'_> {
         add("--kernel", &self.kernel);
         add("--initramfs", &self.initramfs);
         add("--template-image", &self.template);
-        let accelerator = match self.accelerator {
-            hutch_vmm::Accelerator::Kvm => "kvm",
-            hutch_vmm::Accelerator::Tcg => "tcg",
-        };
-        add("--accelerator", &accelerator);
+        add("--accelerator", &accelerator_word(self.accelerator));
         add("--qemu", &self.qemu);
         add("--idle-timeout", &self.idle_timeout_s.to_string());
         add("--config", &layout.config);
@@ -445,12 +443,23 @@ impl KeeperPlan<'_> {
         if let Some(seconds) = self.boot_timeout_s {
             add("--boot-timeout", &seconds.to_string());
         }
+        if self.start == StartMode::Cold {
+            arguments.push("--cold".into());
+        }
         if self.debug {
             arguments.push("--debug".into());
         }
         // Text, numbers and lists only: nothing in it can fail to be JSON.
         let network = serde_json::to_vec(self.network).unwrap_or_default();
         KeeperArguments { arguments, network, program }
+    }
+}
+
+/// The accelerator as the keeper's arguments name it.
+pub(crate) fn accelerator_word(accelerator: hutch_vmm::Accelerator) -> &'static str {
+    match accelerator {
+        hutch_vmm::Accelerator::Kvm => "kvm",
+        hutch_vmm::Accelerator::Tcg => "tcg",
     }
 }
 

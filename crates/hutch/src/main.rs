@@ -32,6 +32,7 @@ mod stdio;
 mod table;
 mod terminal;
 mod usage;
+mod warm;
 mod workspaces;
 
 use std::ffi::OsString;

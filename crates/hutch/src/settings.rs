@@ -21,6 +21,7 @@ use hutch_vmm::probe::AcceleratorRequest;
 use crate::agents::Agent;
 use crate::failure::{Blame, Failure};
 use crate::size::{ByteSize, CpuCount, IdleTime};
+use crate::warm::StartMode;
 
 pub(crate) use self::file::FileConfig;
 use self::network::NetworkConfig;
@@ -51,6 +52,8 @@ pub(crate) const HUTCH_DISK: &str = "HUTCH_DISK";
 pub(crate) const HUTCH_IDLE_TIMEOUT: &str = "HUTCH_IDLE_TIMEOUT";
 /// Seconds that a sandbox may take to start.
 pub(crate) const HUTCH_BOOT_TIMEOUT: &str = "HUTCH_BOOT_TIMEOUT";
+/// `warm` or `cold`: whether sandboxes are resumed from a snapshot where there is one.
+pub(crate) const HUTCH_START: &str = "HUTCH_START";
 /// Base directory of state files (XDG Base Directory specification).
 pub(crate) const XDG_STATE_HOME: &str = "XDG_STATE_HOME";
 /// Base directory of sockets (XDG Base Directory specification).
@@ -265,6 +268,10 @@ pub(crate) struct Settings {
     pub(crate) idle_timeout: IdleTime,
     /// Seconds that a start may take, where that is not the keeper's own choice.
     pub(crate) boot_timeout: Option<IdleTime>,
+    /// Whether sandboxes are resumed from a snapshot.
+    pub(crate) start: StartMode,
+    /// Space for snapshots.
+    pub(crate) snapshots: ByteSize,
     /// Key sequence that leaves a session, where it is not the usual one.
     pub(crate) detach_keys: Option<String>,
     /// Who the user is.
@@ -296,6 +303,8 @@ const DISK_USUAL: ByteSize = ByteSize::gib(64);
 const DISK_MIN: ByteSize = ByteSize::gib(1);
 /// Largest disk that a sandbox can be given: ext4 with blocks of 4 KiB.
 const DISK_MAX: ByteSize = ByteSize::gib(16 * 1024);
+/// Space for snapshots when nobody says anything: some 0.2 GiB each.
+const SNAPSHOTS_USUAL: ByteSize = ByteSize::gib(8);
 /// A sandbox that nobody uses stops after this time.
 const IDLE_USUAL: IdleTime = IdleTime::minutes(30);
 
@@ -345,6 +354,8 @@ impl Settings {
                 .or(file.idle_timeout)
                 .unwrap_or(IDLE_USUAL),
             boot_timeout: environment.parsed(HUTCH_BOOT_TIMEOUT)?.or(file.boot_timeout),
+            start: environment.parsed(HUTCH_START)?.or(file.start).unwrap_or_default(),
+            snapshots: file.snapshots.unwrap_or(SNAPSHOTS_USUAL),
             detach_keys: file.detach_keys,
             user: UserSettings::new(&environment),
             colour: environment.filled(NO_COLOR).is_none(),

@@ -1,13 +1,14 @@
 //! From a sandbox's record to a keeper that is ready, and from a wish to a new record.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hutch_api::{NetworkRequest, Response};
+use hutch_api::{NetworkRequest, Request, Response};
 use hutch_image::Template;
 use hutch_policy::config::ProxyConfig;
 use hutch_store::{Draft, SandboxName, SandboxRecord, Store, TemplateReference, Workspace};
+use hutch_vmm::Accelerator;
 use hutch_vmm::probe::choose;
 use hutch_vmm::qemu::{DiscoverError, Qemu};
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,7 +22,8 @@ use crate::images::{Images, Pull};
 use crate::keeper_client::{self, Keeper, KeeperArguments, KeeperPlan, another_question};
 use crate::printer::{Printer, guest_sentence};
 use crate::sandboxes::{Sandboxes, not_created};
-use crate::settings::{MachineFlags, Settings};
+use crate::settings::{Accel, Machine, MachineFlags, Settings};
+use crate::warm::{Made, SnapshotCommand, SnapshotPlan, StartMode};
 use crate::workspaces;
 
 /// How long another command may be making a sandbox, images included.
@@ -132,18 +134,45 @@ pub(crate) async fn ready(
     record: &SandboxRecord,
     flags: &MachineFlags,
 ) -> Result<Keeper, Failure> {
-    let started = Cell::new(false);
+    let started = RefCell::new(None);
     let arguments = async || {
-        started.set(true);
         workspaces::still_there(&record.workspaces, record.name.as_str())?;
-        keeper_arguments(context, printer, store, record, flags).await
+        let (keeper, snapshot) = keeper_arguments(context, printer, store, record, flags).await?;
+        started.replace(Some(snapshot));
+        Ok(keeper)
     };
     let keeper = keeper_client::ready(store, &record.name, context.face, arguments).await?;
-    if !started.get() && flags.accel.is_some() {
-        printer.warning("--accel is ignored: the sandbox runs already");
+    match started.take() {
+        Some(snapshot) => warm_next(context, printer, &keeper, &snapshot).await,
+        None if flags.accel.is_some() => {
+            printer.warning("--accel is ignored: the sandbox runs already");
+        }
+        None => {}
     }
     pass_credentials(context, printer, &keeper, &record.agent).await;
     Ok(keeper)
+}
+
+/// After a start without a snapshot: has one made for the next.
+async fn warm_next(
+    context: &Context,
+    printer: Printer,
+    keeper: &Keeper,
+    snapshot: &SnapshotCommand,
+) {
+    if context.settings.start == StartMode::Cold {
+        return;
+    }
+    match keeper.status(&Request::Status).await {
+        Ok(status) if status.resumed => {}
+        Ok(_) => {
+            if let Err(failure) = snapshot.in_background() {
+                printer.debug(&format!("no snapshot is made: {failure:?}"));
+            }
+        }
+        // Whoever uses the keeper next says it better.
+        Err(error) => printer.debug(&format!("it is not known how the sandbox started: {error}")),
+    }
 }
 
 /// Tells the keeper those of our variables that hold credentials of the sandbox's services.
@@ -170,7 +199,7 @@ async fn keeper_arguments(
     store: &Store,
     record: &SandboxRecord,
     flags: &MachineFlags,
-) -> Result<KeeperArguments, Failure> {
+) -> Result<(KeeperArguments, SnapshotCommand), Failure> {
     let settings = &context.settings;
     let program = keeper_client::program(&settings.programs)?;
     let qemu = qemu(context)?;
@@ -182,16 +211,8 @@ async fn keeper_arguments(
         Ok((guest, images.template_of(&reference)?))
     })
     .await?;
-    let cache = settings.layout.state.join("accelerator.json");
     let created_with = record.labels.get(ACCEL_LABEL).and_then(|text| text.parse().ok());
-    let wanted = settings.accelerator(flags.accel.or(created_with));
-    let choice = choose(wanted, &qemu, &cache).await.map_err(|error| {
-        Failure::from_error(Blame::Host, &error)
-            .hint("`--accel auto` or `--accel tcg` runs without it, slower")
-    })?;
-    if let Some(notice) = choice.notice {
-        printer.status(notice);
-    }
+    let accelerator = accelerator(context, printer, &qemu, flags.accel.or(created_with)).await?;
     let default_policy = default_policy(settings, printer, store);
     let plan = KeeperPlan {
         store,
@@ -199,16 +220,83 @@ async fn keeper_arguments(
         kernel: &guest.kernel,
         initramfs: &guest.initramfs,
         template: &template.image,
-        accelerator: choice.accelerator,
+        accelerator,
         qemu: qemu.program(),
         idle_timeout_s: record.idle_timeout_s,
         boot_timeout_s: settings.boot_timeout.map(|time| time.duration().as_secs()),
         network: &network,
         default_policy: default_policy.as_deref(),
         user: &settings.user,
+        start: settings.start,
         debug: context.debug,
     };
-    Ok(plan.arguments(program))
+    let snapshot = SnapshotPlan {
+        layout: &settings.layout,
+        kernel: &guest.kernel,
+        initramfs: &guest.initramfs,
+        template: &template.image,
+        accelerator,
+        qemu: qemu.program(),
+        machine: Machine {
+            cpus: record.cpus,
+            memory_mib: record.memory_mib,
+            disk_bytes: record.disk_bytes,
+        },
+        limit: settings.snapshot_limit(),
+    };
+    Ok((plan.arguments(program.clone()), snapshot.command(program)))
+}
+
+/// Makes the snapshot of a template and a shape, unless it is there. Blocks for as long as a start without one takes, and
+/// for what has to be fetched or built before.
+pub(crate) async fn warm(
+    context: &Context,
+    printer: Printer,
+    template: &str,
+    flags: &MachineFlags,
+) -> Result<Made, Failure> {
+    let settings = &context.settings;
+    let program = keeper_client::program(&settings.programs)?;
+    let machine = settings.machine(flags)?;
+    let qemu = qemu(context)?;
+    let images = Images::new(settings, printer)?;
+    let name = template.to_owned();
+    let (guest, template) = blocking(move || {
+        Ok((images.guest(Pull::Missing)?, images.template(&name, Pull::Missing)?))
+    })
+    .await?;
+    let choice = accelerator(context, printer, &qemu, flags.accel).await?;
+    let plan = SnapshotPlan {
+        layout: &settings.layout,
+        kernel: &guest.kernel,
+        initramfs: &guest.initramfs,
+        template: &template.image,
+        accelerator: choice,
+        qemu: qemu.program(),
+        machine,
+        limit: settings.snapshot_limit(),
+    };
+    let command = plan.command(program);
+    blocking(move || command.now()).await
+}
+
+/// What runs the machine; said when it is not what one would wish for.
+async fn accelerator(
+    context: &Context,
+    printer: Printer,
+    qemu: &Qemu,
+    wanted: Option<Accel>,
+) -> Result<Accelerator, Failure> {
+    let settings = &context.settings;
+    let cache = settings.layout.state.join("accelerator.json");
+    let choice = choose(settings.accelerator(wanted), qemu, &cache).await.map_err(|error| {
+        Failure::from_error(Blame::Host, &error)
+            .hint("`--accel auto` or `--accel tcg` runs without it, slower")
+    })?;
+    if let Some(notice) = choice.notice {
+        printer.status(notice);
+    }
+    Ok(choice.accelerator)
 }
 
 /// The file with the policy that new sandboxes begin with; it is made the first time.

@@ -3,6 +3,7 @@
 mod cli {
     mod errors;
     mod help;
+    pub(crate) mod keeper;
     mod network;
     mod sandboxes;
     pub(crate) mod world;

@@ -10,6 +10,7 @@ use super::fields::{Fields, Wrong};
 use super::network::NetworkConfig;
 use crate::failure::Failure;
 use crate::size::{ByteSize, CpuCount, IdleTime};
+use crate::warm::StartMode;
 
 /// Every key, for suggestions.
 const KEYS: &[&str] = &[
@@ -24,6 +25,8 @@ const KEYS: &[&str] = &[
     "memory",
     "network",
     "qemu",
+    "snapshots",
+    "start",
     "template",
 ];
 
@@ -52,6 +55,10 @@ pub(crate) struct FileConfig {
     pub(crate) network: NetworkConfig,
     /// The QEMU program.
     pub(crate) qemu: Option<PathBuf>,
+    /// Space for snapshots.
+    pub(crate) snapshots: Option<ByteSize>,
+    /// Whether sandboxes are resumed from a snapshot: `warm`, `cold`.
+    pub(crate) start: Option<StartMode>,
     /// Template of new sandboxes.
     pub(crate) template: Option<String>,
 }
@@ -100,6 +107,8 @@ impl FileConfig {
                 .transpose()?
                 .unwrap_or_default(),
             qemu: fields.path("qemu")?,
+            snapshots: fields.parsed("snapshots")?,
+            start: fields.parsed("start")?,
             template: fields.text("template")?.map(str::to_owned),
         })
     }

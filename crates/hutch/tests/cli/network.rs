@@ -5,9 +5,13 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use hutch_api::{
+    NetworkChecked, NetworkEdit, NetworkPolicy, NetworkRequest, NetworkService, Request, Response,
+};
 use hutch_policy::log::{How, Record};
 use hutch_policy::policy::Decision;
 
+use super::keeper::PlayedKeeper;
 use super::world::World;
 
 /// 2026-03-22T20:33:18Z
@@ -256,4 +260,165 @@ fn a_wrong_network_setting_is_told_before_anything_is_made() {
     insta::assert_snapshot!("config_wrong_inspect", world.hutch(&["ls"]).seen());
     world.config("[network]\ninspcet = \"all\"\n");
     insta::assert_snapshot!("config_unknown_network_key", world.hutch(&["ls"]).seen());
+}
+
+/// A sandbox that runs, as far as its network is concerned.
+fn running(world: &World, cut: u32, notes: &[&str]) -> PlayedKeeper {
+    let record = world.sandbox("one", &world.project("one"));
+    let notes: Vec<String> = notes.iter().map(ToString::to_string).collect();
+    PlayedKeeper::start(world, &record, move |request| match request {
+        Request::Network(NetworkRequest::Policy | NetworkRequest::Edit(_)) => {
+            Response::NetworkPolicy(NetworkPolicy {
+                proxy_config: hutch_policy::config::ProxyConfig::default().to_text(),
+                inspect: "all".to_owned(),
+                cut,
+                notes: notes.clone(),
+            })
+        }
+        Request::Network(NetworkRequest::Services) => Response::NetworkServices(vec![
+            NetworkService { name: "openai".to_owned(), found: Some("secret store".to_owned()) },
+            NetworkService { name: "xai".to_owned(), found: None },
+        ]),
+        Request::Network(NetworkRequest::Check { host, .. }) if host == "broken.example" => {
+            Response::Failed { reason: "the proxy is away\u{1b}[2J".to_owned() }
+        }
+        Request::Network(NetworkRequest::Check { host, .. }) => {
+            Response::NetworkChecked(NetworkChecked {
+                allowed: host != "blocked.example",
+                rule: "<default policy>".to_owned(),
+                reason: "no rule covers it".to_owned(),
+                inspected: true,
+                credential: None,
+                addresses: vec!["192.0.2.1".to_owned()],
+            })
+        }
+        other => panic!("{other:?} was not expected"),
+    })
+}
+
+#[test]
+fn a_change_reaches_the_keeper_whole_and_is_told_in_a_line() {
+    let world = World::new();
+    let keeper = running(&world, 2, &["`10.1.0.0/16` is not listed\u{1b}"]);
+    let flags = [
+        "--policy",
+        "deny",
+        "--inspect",
+        "credentials",
+        "--allow-host",
+        "*.a.example",
+        "--allow-host",
+        "b.example:443",
+        "--block-host",
+        "c.example",
+        "--bypass-host",
+        "localhost",
+        "--allow-cidr",
+        "10.1.0.0/16",
+        "--block-cidr",
+        "203.0.113.0/24",
+        "--bypass-cidr",
+        "127.0.0.0/8",
+    ];
+    let run = world.docker_sandbox(&[&["network", "proxy", "one"], &flags[..]].concat());
+    insta::assert_snapshot!("edited", run.seen());
+    let texts = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let edit = NetworkEdit {
+        policy: Some("deny".to_owned()),
+        inspect: Some("credentials".to_owned()),
+        allow_hosts: texts(&["*.a.example", "b.example:443"]),
+        block_hosts: texts(&["c.example"]),
+        bypass_hosts: texts(&["localhost"]),
+        allow_cidrs: texts(&["10.1.0.0/16"]),
+        block_cidrs: texts(&["203.0.113.0/24"]),
+        bypass_cidrs: texts(&["127.0.0.0/8"]),
+    };
+    assert_eq!(keeper.asked(), [Request::Network(NetworkRequest::Edit(edit))]);
+    // Something that can never be is not even asked.
+    assert_eq!(world.hutch(&["network", "proxy", "one", "--allow-host", "a/b"]).code, 1);
+    assert!(keeper.asked().is_empty());
+    let json = world.hutch(&["network", "proxy", "one", "--policy", "allow", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json.stdout).expect("JSON");
+    assert_eq!(json["services"][0]["credential"], "secret store");
+}
+
+#[test]
+fn the_policy_of_a_running_sandbox_is_what_its_keeper_says() {
+    let world = World::new();
+    let _keeper = running(&world, 0, &[]);
+    let table = world.hutch(&["network", "proxy", "one"]).stdout;
+    assert!(table.contains("INSPECTED         all"), "{table}");
+    assert!(
+        table.contains(
+            "CREDENTIALS       openai  secret store\n                  none found for xai\n"
+        ),
+        "{table}"
+    );
+    let inspected = world.hutch(&["inspect", "one"]).stdout;
+    let inspected: serde_json::Value = serde_json::from_str(&inspected).expect("JSON");
+    assert_eq!(
+        inspected[0]["network"]["services"][1],
+        serde_json::json!({"name": "xai", "credential": null})
+    );
+}
+
+#[test]
+fn a_check_says_what_would_happen_in_words_and_in_its_code() {
+    let world = World::new();
+    let keeper = running(&world, 0, &[]);
+    insta::assert_snapshot!(
+        "check_allowed",
+        world.hutch(&["network", "check", "one", "A.example."]).seen()
+    );
+    let denied = world.hutch(&["network", "check", "one", "blocked.example:80", "--json"]);
+    insta::assert_snapshot!("check_denied_json", denied.seen());
+    insta::assert_snapshot!(
+        "check_failed",
+        world.hutch(&["network", "check", "one", "broken.example"]).seen()
+    );
+    let check =
+        |host: &str, port| Request::Network(NetworkRequest::Check { host: host.to_owned(), port });
+    assert_eq!(
+        keeper.asked(),
+        [check("a.example", 443), check("blocked.example", 80), check("broken.example", 443)]
+    );
+}
+
+#[test]
+fn the_variables_of_services_are_told_and_no_others() {
+    let world = World::new();
+    let record = world.sandbox("one", &world.project("one"));
+    let keeper = PlayedKeeper::start(&world, &record, |request| match request {
+        Request::Network(NetworkRequest::Credentials { .. }) => Response::Done,
+        other => panic!("{other:?} was not expected"),
+    });
+    let run = |variables: &[(&str, &str)]| {
+        let mut command = world.command(Path::new(env!("CARGO_BIN_EXE_hutch")));
+        command.args(["run", "--detached", "one"]).envs(variables.iter().copied());
+        world.run(&mut command, b"")
+    };
+    let done =
+        run(&[("OPENAI_API_KEY", "the-key"), ("UNRELATED_SECRET", "other"), ("XAI_API_KEY", "")]);
+    assert_eq!((done.code, done.stdout.as_str(), done.stderr.as_str()), (0, "one\n", ""));
+    let variables = vec![("OPENAI_API_KEY".to_owned(), "the-key".to_owned())];
+    assert_eq!(keeper.asked(), [Request::Network(NetworkRequest::Credentials { variables })]);
+    assert_eq!(run(&[]).code, 0);
+    assert!(keeper.asked().is_empty());
+}
+
+#[test]
+fn credentials_that_cannot_be_told_are_no_reason_not_to_run() {
+    let world = World::new();
+    let record = world.sandbox("one", &world.project("one"));
+    let _keeper = PlayedKeeper::start(&world, &record, |_| Response::Failed {
+        reason: "the broker has ended".to_owned(),
+    });
+    let mut command = world.command(Path::new(env!("CARGO_BIN_EXE_hutch")));
+    command.args(["run", "--detached", "one"]).env("OPENAI_API_KEY", "the-key");
+    let run = world.run(&mut command, b"");
+    assert_eq!((run.code, run.stdout.as_str()), (0, "one\n"));
+    assert_eq!(
+        run.stderr,
+        "warning: the credentials of this shell are not used: the broker has ended\n"
+    );
 }
