@@ -238,9 +238,9 @@ fn read_certificate(directory: &Path) -> Option<(Scope, String)> {
     }
     let scope = match scope.names {
         None => Scope::Any,
-        Some(names) => Scope::Only(
-            names.iter().map(|name| Host::parse(name)).collect::<Result<_, _>>().ok()?,
-        ),
+        Some(names) => {
+            Scope::Only(names.iter().map(|name| Host::parse(name)).collect::<Result<_, _>>().ok()?)
+        }
     };
     Some((scope, std::fs::read_to_string(directory.join("ca.pem")).ok()?))
 }

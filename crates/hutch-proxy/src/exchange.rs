@@ -7,7 +7,6 @@
 
 use std::error::Error;
 use std::fmt;
-use std::future::Future;
 use std::pin::Pin;
 
 use bytes::Bytes;
@@ -134,6 +133,10 @@ pub struct Tracing;
 
 impl Recorder for Tracing {
     fn append(&self, record: Record) {
-        tracing::info!(place = record.place(), rule = record.rule, decision = record.decision.as_str());
+        tracing::info!(
+            place = record.place(),
+            rule = record.rule,
+            decision = record.decision.as_str()
+        );
     }
 }

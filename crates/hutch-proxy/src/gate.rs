@@ -24,7 +24,7 @@ use crate::upstream::{Upstreams, UpstreamsError};
 
 /// Why the policy cannot be put in place.
 #[derive(Debug, thiserror::Error)]
-pub enum GateError {
+pub(crate) enum GateError {
     /// The policy file is not one.
     #[error(transparent)]
     Policy(#[from] ConfigError),
@@ -131,7 +131,11 @@ impl Gate {
     }
 
     /// Judges a host before anything is resolved.
-    pub(crate) fn judge_host(&self, state: &State, place: &Authority) -> Result<HostVerdict, Verdict> {
+    pub(crate) fn judge_host(
+        &self,
+        state: &State,
+        place: &Authority,
+    ) -> Result<HostVerdict, Verdict> {
         let verdict = state.policy.judge_host(&place.host, place.port);
         if verdict.is_denied() { Err(verdict.into_verdict()) } else { Ok(verdict) }
     }
@@ -249,8 +253,12 @@ fn parse(policy: &PolicyState) -> Result<Policy, ConfigError> {
 fn scope(inspect: Inspect, services: &ServiceTable) -> Scope {
     match inspect {
         Inspect::All => Scope::Any,
-        Inspect::Credentials => {
-            Scope::Only(services.terminated().into_iter().map(|place| place.host).collect::<std::collections::BTreeSet<Host>>())
-        }
+        Inspect::Credentials => Scope::Only(
+            services
+                .terminated()
+                .into_iter()
+                .map(|place| place.host)
+                .collect::<std::collections::BTreeSet<Host>>(),
+        ),
     }
 }

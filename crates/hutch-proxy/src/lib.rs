@@ -20,11 +20,18 @@
 mod accept;
 pub mod broker;
 pub mod ca;
+mod chunked;
 mod confine;
 pub mod control;
 mod credential;
+mod detect;
 pub mod exchange;
+mod forward;
+mod front;
 mod gate;
+pub mod head;
+mod http1;
+mod http2;
 mod live;
 pub mod log_writer;
 mod oauth;
@@ -32,6 +39,7 @@ mod scrub;
 pub mod secret_command;
 pub mod spawn;
 mod stream;
+mod tunnel;
 mod upstream;
 pub mod worker;
 

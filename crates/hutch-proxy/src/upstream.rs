@@ -30,10 +30,10 @@ use crate::gate::{Gate, State};
 use crate::stream::Io;
 
 pub(crate) use http::{Sender, Sent};
-pub(crate) use pool::{Key, Pool};
+pub(crate) use pool::{Kept, Key, Pool};
 use proxy::HostProxy;
-pub(crate) use tls::native_roots;
 use tls::Tls;
+pub(crate) use tls::native_roots;
 
 /// How long the host may take to resolve a name.
 const RESOLVE: Duration = Duration::from_secs(10);
@@ -46,7 +46,7 @@ const ADDRESSES: usize = 32;
 
 /// Why the settings of the upstreams cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum UpstreamsError {
+pub(crate) enum UpstreamsError {
     /// Not a host.
     #[error("an upstream's host is not one")]
     Host(#[from] HostError),
@@ -214,7 +214,9 @@ pub(crate) async fn addresses(place: &Authority) -> Result<Vec<SocketAddr>, Unre
         Host::Name(name) => {
             let lookup = timeout(RESOLVE, tokio::net::lookup_host((name.as_str(), port))).await;
             let found = lookup
-                .map_err(|_| Unreachable::late(format!("the name {name} could not be resolved in time")))?
+                .map_err(|_| {
+                    Unreachable::late(format!("the name {name} could not be resolved in time"))
+                })?
                 .map_err(|_| Unreachable::failed(format!("the name {name} cannot be resolved")))?;
             let mut unique: Vec<SocketAddr> = Vec::new();
             for address in found {
@@ -270,8 +272,10 @@ async fn race(addresses: &[SocketAddr], place: &Authority) -> Result<TcpStream, 
 /// One family after the other, beginning with the one that the resolver prefers (RFC 8305, 4).
 fn interleaved(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let Some(first) = addresses.first() else { return Vec::new() };
-    let (mut same, mut other): (Vec<SocketAddr>, Vec<SocketAddr>) =
-        addresses.iter().copied().partition(|address: &SocketAddr| address.is_ipv4() == first.is_ipv4());
+    let (mut same, mut other): (Vec<SocketAddr>, Vec<SocketAddr>) = addresses
+        .iter()
+        .copied()
+        .partition(|address: &SocketAddr| address.is_ipv4() == first.is_ipv4());
     let mut order = Vec::with_capacity(addresses.len());
     same.reverse();
     other.reverse();

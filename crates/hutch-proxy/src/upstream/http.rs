@@ -46,7 +46,7 @@ pub(crate) enum Sent {
     /// Nothing was sent, here it is again.
     Unsent(Box<Request<Body>>),
     /// It failed.
-    Failed(hyper::Error),
+    Failed,
 }
 
 impl Sender {
@@ -67,10 +67,26 @@ impl Sender {
     }
 
     /// Another sender on the same connection.
-    pub(super) fn share(&self) -> Option<Self> {
+    pub(crate) fn share(&self) -> Option<Self> {
         let Self::Http2 { sender, load, .. } = self else { return None };
         load.fetch_add(1, Ordering::Relaxed);
         Some(Self::Http2 { sender: sender.clone(), load: Arc::clone(load), counted: true })
+    }
+
+    /// Whether the next request can be sent at once.
+    pub(crate) fn is_ready(&self) -> bool {
+        match self {
+            Self::Http1(sender) => sender.is_ready(),
+            Self::Http2 { sender, .. } => sender.is_ready(),
+        }
+    }
+
+    /// Waits until the next request can be sent; false if none can.
+    pub(crate) async fn settle(&mut self) -> bool {
+        match self {
+            Self::Http1(sender) => sender.ready().await.is_ok(),
+            Self::Http2 { sender, .. } => sender.ready().await.is_ok(),
+        }
     }
 
     /// Whether this is HTTP/2.
@@ -98,7 +114,10 @@ impl Sender {
             Ok(response) => Sent::Response(response),
             Err(mut error) => match error.take_message() {
                 Some(request) => Sent::Unsent(Box::new(request)),
-                None => Sent::Failed(error.into_error()),
+                None => {
+                    tracing::debug!(error = %error.into_error(), "a request failed");
+                    Sent::Failed
+                }
             },
         }
     }
@@ -119,7 +138,7 @@ impl Upstreams {
             return http1(dialed.io, &key.place).await;
         }
         let protocols = if key.http1 { Protocols::Http1 } else { Protocols::Http };
-        let host = &key.place.host;
+        let host = &key.name;
         let stream = self.tls_of(host).connect(dialed.io, host, protocols).await?;
         if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
             http2(Box::new(stream), &key.place).await

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hutch_policy::host::Authority;
+use hutch_policy::host::{Authority, Host};
 
 use super::Sender;
 
@@ -23,6 +23,8 @@ const KEPT: Duration = Duration::from_secs(55);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     pub(crate) place: Authority,
+    /// The name that the server is asked by, and proves over TLS.
+    pub(crate) name: Host,
     pub(crate) secure: bool,
     /// It must be HTTP/1.1.
     pub(crate) http1: bool,
@@ -34,6 +36,8 @@ pub(crate) struct Kept {
     pub(crate) sender: Sender,
     pub(crate) address: Option<IpAddr>,
     pub(crate) peer: Option<SocketAddr>,
+    /// Nothing was sent on it yet.
+    pub(crate) fresh: bool,
 }
 
 #[derive(Debug, Default)]
@@ -43,24 +47,21 @@ pub(crate) struct Pool {
 
 impl Pool {
     /// A connection to the place whose address passes; an HTTP/2 connection stays in the pool as well.
-    pub(crate) fn take(
-        &self,
-        key: &Key,
-        passes: impl Fn(Option<IpAddr>) -> bool,
-    ) -> Option<Kept> {
+    pub(crate) fn take(&self, key: &Key, passes: impl Fn(Option<IpAddr>) -> bool) -> Option<Kept> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let list = waiting.get_mut(key)?;
         list.retain(|(since, kept)| since.elapsed() < KEPT && kept.sender.is_open());
-        if let Some((since, kept)) = list.iter_mut().find(|(_, kept)| {
-            kept.sender.has_room() && passes(kept.address)
-        }) {
+        if let Some((since, kept)) =
+            list.iter_mut().find(|(_, kept)| kept.sender.has_room() && passes(kept.address))
+        {
             *since = Instant::now();
             if let Some(sender) = kept.sender.share() {
-                return Some(Kept { sender, address: kept.address, peer: kept.peer });
+                return Some(Kept { sender, address: kept.address, peer: kept.peer, fresh: false });
             }
         }
         // The newest: it is the least likely to have been closed.
-        let index = list.iter().rposition(|(_, kept)| !kept.sender.is_shared() && passes(kept.address))?;
+        let index =
+            list.iter().rposition(|(_, kept)| !kept.sender.is_shared() && passes(kept.address))?;
         let (_, kept) = list.remove(index);
         if list.is_empty() {
             waiting.remove(key);

@@ -65,7 +65,10 @@ impl HostProxy {
             Some((login, place)) => {
                 let (user, password) = login.split_once(':').unwrap_or((login, ""));
                 let decoded = unescaped(user).zip(unescaped(password));
-                (Some(decoded.ok_or_else(|| wrong("its user or password is badly escaped"))?), place)
+                (
+                    Some(decoded.ok_or_else(|| wrong("its user or password is badly escaped"))?),
+                    place,
+                )
             }
             None => (None, rest),
         };
@@ -92,7 +95,8 @@ impl HostProxy {
 
     /// Connects through it.
     pub(super) async fn tunnel(&self, place: &Authority) -> Result<Box<dyn Io>, Unreachable> {
-        let late = || Unreachable::late(format!("the host's proxy did not connect to {place} in time"));
+        let late =
+            || Unreachable::late(format!("the host's proxy did not connect to {place} in time"));
         timeout(ANSWER, self.open(place)).await.map_err(|_| late())?
     }
 
@@ -135,7 +139,8 @@ impl HostProxy {
             }
         };
         let status = answer.get(..12).and_then(|line| std::str::from_utf8(line).ok());
-        let status = status.filter(|line| line.starts_with("HTTP/1.")).and_then(|line| line.get(9..));
+        let status =
+            status.filter(|line| line.starts_with("HTTP/1.")).and_then(|line| line.get(9..));
         let sentence = match status {
             Some(status) if status.starts_with('2') => {
                 let after = answer.split_off(end);
@@ -163,7 +168,9 @@ impl HostProxy {
         let mut two = [0; 2];
         io.read_exact(&mut two).await?;
         if two != [5, method] {
-            return Ok(Err(Unreachable::failed("the host's proxy wants another way of signing in")));
+            return Ok(Err(Unreachable::failed(
+                "the host's proxy wants another way of signing in",
+            )));
         }
         if let Some((user, password)) = &self.login {
             let mut message = vec![1];
@@ -175,7 +182,9 @@ impl HostProxy {
             io.flush().await?;
             io.read_exact(&mut two).await?;
             if two[1] != 0 {
-                return Ok(Err(Unreachable::failed("the host's proxy wants another user or password")));
+                return Ok(Err(Unreachable::failed(
+                    "the host's proxy wants another user or password",
+                )));
             }
         }
         let mut message = vec![5, 1, 0];

@@ -21,7 +21,9 @@ pub(crate) fn native_roots() -> RootCertStore {
     }
     let (_, ignored) = roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
-        tracing::warn!("the host trusts no certificate: servers can be verified with configured ones only");
+        tracing::warn!(
+            "the host trusts no certificate: servers can be verified with configured ones only"
+        );
     }
     tracing::debug!(usable = roots.len(), ignored, "trust store");
     roots
@@ -99,7 +101,11 @@ impl Tls {
             config.resumption = rustls::client::Resumption::in_memory_sessions(256);
             TlsConnectorDebug(TlsConnector::from(Arc::new(config)))
         };
-        Ok(Self { both: with(&[b"h2", b"http/1.1"]), http1: with(&[b"http/1.1"]), plain: with(&[]) })
+        Ok(Self {
+            both: with(&[b"h2", b"http/1.1"]),
+            http1: with(&[b"http/1.1"]),
+            plain: with(&[]),
+        })
     }
 
     /// Shakes hands as a client of this host; the server must prove that it is the host.
@@ -121,7 +127,9 @@ impl Tls {
         };
         let handshake = connector.0.connect(name, io);
         match tokio::time::timeout(super::CONNECT, handshake).await {
-            Err(_) => Err(Unreachable::late(format!("the TLS handshake with {host} took too long"))),
+            Err(_) => {
+                Err(Unreachable::late(format!("the TLS handshake with {host} took too long")))
+            }
             Ok(Err(error)) => Err(Unreachable::failed(sentence(host, &error))),
             Ok(Ok(stream)) => Ok(stream),
         }
