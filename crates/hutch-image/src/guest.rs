@@ -30,7 +30,7 @@ pub use crate::guest::vmlinux::VmlinuxError;
 use crate::tool::ToolError;
 
 /// Changes whenever the same inputs would give another image.
-const RECIPE_VERSION: &str = "2";
+const RECIPE_VERSION: &str = "3";
 const FORMAT_VERSION: u32 = 1;
 
 /// Where the kernel comes from.
@@ -250,7 +250,7 @@ fn write_kernel(files: &KernelFiles, target: &Path) -> Result<String, GuestImage
     Ok(digest::of_file(target).map_err(CacheError::io("read", target))?)
 }
 
-/// Collects what the initramfs holds: init, the modules and the two lists that init loads them by.
+/// Collects what the initramfs holds: init, the modules and the lists that init loads them by.
 fn initramfs(init: &[u8], files: &KernelFiles) -> Result<Archive, GuestImageError> {
     let mut archive = Archive::default();
     for directory in ["dev", "proc", "sys", "run", "lib/modules"] {
@@ -258,12 +258,18 @@ fn initramfs(init: &[u8], files: &KernelFiles) -> Result<Archive, GuestImageErro
     }
     archive.add("init", Entry::File { content: init.to_vec(), mode: 0o755 });
     let set = files.modules.as_deref().map(modules::collect).transpose()?.unwrap_or_default();
-    for (list, modules) in [("hutch.order", set.boot), ("later.order", set.later)] {
+    let mut aliases = String::new();
+    for (list, modules) in
+        [("hutch.order", set.boot), ("network.order", set.network), ("later.order", set.later)]
+    {
         let order: String =
             modules.iter().map(|module| format!("{}\n", module.file_name)).collect();
         let entry = Entry::File { content: order.into_bytes(), mode: 0o644 };
         archive.add(&format!("lib/modules/{list}"), entry);
         for mut module in modules {
+            for alias in &module.aliases {
+                aliases.extend([alias, " ", &module.file_name, "\n"]);
+            }
             if files.signatures == Signatures::Optional {
                 module.strip_signature();
             }
@@ -271,6 +277,8 @@ fn initramfs(init: &[u8], files: &KernelFiles) -> Result<Archive, GuestImageErro
             archive.add(&format!("lib/modules/{}", module.file_name), entry);
         }
     }
+    let entry = Entry::File { content: aliases.into_bytes(), mode: 0o644 };
+    archive.add("lib/modules/aliases", entry);
     Ok(archive)
 }
 

@@ -11,18 +11,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hutch_wire::guest::{AttachSpec, Bytes, WORKSPACE_PORT};
+use hutch_wire::network::NETWORK_PORT;
 
 use crate::container::{Container, ContainerError, ContainerSpec};
 use crate::devices::Devices;
 use crate::disks::{self, DiskError, Places};
-use crate::identity::{self, IdentityError};
+use crate::identity::{self, Identity, IdentityError};
 use crate::modules::Loading;
+use crate::network::{self, Uplink};
 use crate::port::Port;
 use crate::root::Root;
 use crate::stages::Stages;
 use crate::sys::entropy;
+use crate::trust::TrustError;
 use crate::workspaces::{self, WorkspaceError};
-use crate::{clock, log, workspace};
+use crate::{clock, log, tools, trust, workspace};
 
 /// Everything of the sandbox is mounted below this directory of the initramfs.
 pub(crate) const BASE: &str = "/hutch";
@@ -51,6 +54,8 @@ pub(crate) enum AttachError {
     Workspace(#[from] WorkspaceError),
     #[error("the workspace channel failed: {0}")]
     WorkspaceChannel(String),
+    #[error("the proxy's certificates are not trusted: {0}")]
+    Trust(#[from] TrustError),
     #[error("{}", with_sources(.0))]
     Container(#[from] ContainerError),
     #[error("a step of the start ended early")]
@@ -76,6 +81,8 @@ pub(crate) async fn prepare(hardware: Arc<Hardware>, files: Vec<Bytes>) -> Resul
         let root = Root::open(&places.template).map_err(AttachError::Root)?;
         let read: u64 = files.iter().map(|file| read_ahead(&root, file)).sum();
         stages.mark("files");
+        hardware.modules.finish_network();
+        stages.mark("network");
         *hardware.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(places);
         log::info(format!("prepared, {} MiB read; {stages}", read >> 20));
         Ok(())
@@ -108,11 +115,19 @@ fn template(hardware: &Hardware, stages: &mut Stages) -> Result<Places, AttachEr
     Ok(places)
 }
 
+/// What the machine is after that.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) container: Container,
+    /// Its root file system, seen from outside.
+    pub(crate) root: Arc<Root>,
+}
+
 /// Does every step in order; the sandbox runs when it returns.
 pub(crate) async fn attach(
     hardware: Arc<Hardware>,
     spec: AttachSpec,
-) -> Result<Container, AttachError> {
+) -> Result<Attached, AttachError> {
     let mut stages = Stages::start();
     entropy::credit(&spec.entropy).map_err(AttachError::Entropy)?;
     clock::set(spec.realtime_ns).map_err(|error| AttachError::Clock(error.into()))?;
@@ -125,11 +140,15 @@ pub(crate) async fn attach(
     let (for_root, for_hardware) = (Arc::clone(&spec), Arc::clone(&hardware));
     let (places, root, mut stages) =
         blocking(move || make_root(&for_hardware, &for_root, stages)).await?;
+    let root = Arc::new(root);
+    start_network(&hardware, &spec).await?;
+    stages.mark("network");
 
     if !spec.workspaces.is_empty() {
         start_workspaces(&hardware, &places.workspaces).await?;
         stages.mark("workspace channel");
         let (source, for_binds) = (places.workspaces.clone(), Arc::clone(&spec));
+        let root = Arc::clone(&root);
         // Blocks on requests that the runtime's own thread may have to carry.
         blocking(move || Ok(workspaces::bind(&root, &source, &for_binds.workspaces)?)).await?;
         stages.mark("workspaces");
@@ -139,7 +158,7 @@ pub(crate) async fn attach(
         Container::start(Path::new(PROGRAM), container_spec(&spec, places.root)).await?;
     stages.mark("container");
     log::info(format!("attached; {stages}"));
-    Ok(container)
+    Ok(Attached { container, root })
 }
 
 fn make_root(
@@ -154,7 +173,20 @@ fn make_root(
     let root = Root::open(&places.root).map_err(AttachError::Root)?;
     disks::mount_plain_directories(&places, &root);
     stages.mark("overlay");
-    identity::write(&root, &spec.hostname, &spec.machine_id, spec.time_zone.as_deref());
+    let network = has_network(spec).then_some(network::ADDRESS);
+    identity::write(
+        &root,
+        Identity {
+            hostname: &spec.hostname,
+            machine_id: &spec.machine_id,
+            time_zone: spec.time_zone.as_deref(),
+            network,
+        },
+    );
+    if network.is_some() {
+        trust::install(&root, &spec.ca_pem)?;
+        tools::write(&root, spec);
+    }
     stages.mark("files");
     Ok((places, root, stages))
 }
@@ -170,6 +202,37 @@ fn container_spec(spec: &AttachSpec, root: PathBuf) -> ContainerSpec {
         user: spec.user.clone(),
         directory,
     }
+}
+
+fn has_network(spec: &AttachSpec) -> bool {
+    !spec.ca_pem.is_empty()
+}
+
+/// Serves what was prepared at boot; its tasks live as long as the machine. Without a network nobody listens any more,
+/// and the kernel refuses every connection by itself.
+async fn start_network(hardware: &Arc<Hardware>, spec: &AttachSpec) -> Result<(), AttachError> {
+    let wanted = has_network(spec);
+    let hardware = Arc::clone(hardware);
+    let (prepared, port) = blocking(move || {
+        let prepared = hardware.modules.network();
+        let port = wanted.then(|| open_network_port(&hardware.devices)).flatten();
+        Ok((prepared, port))
+    })
+    .await?;
+    let (Some(prepared), Some(port)) = (prepared, port) else { return Ok(()) };
+    let (uplink, driver) = Uplink::new();
+    if let Err(error) = network::start(prepared, &uplink) {
+        log::warn(format!("no network: {error}"));
+        return Ok(());
+    }
+    tokio::spawn(async move { driver.run(&port).await });
+    Ok(())
+}
+
+fn open_network_port(devices: &Devices) -> Option<Port> {
+    let port = devices.port(NETWORK_PORT, PORT_LIMIT).map_err(|error| error.to_string());
+    let port = port.and_then(|device| Port::open(&device).map_err(|error| error.to_string()));
+    port.map_err(|error| log::warn(format!("no network: {error}"))).ok()
 }
 
 /// Mounts the workspaces' file system; the pump lives as long as the machine.

@@ -17,7 +17,7 @@ use crate::devices::{DeviceMissing, Devices};
 use crate::modules::Loading;
 use crate::port::Port;
 use crate::stages::Stages;
-use crate::{log, loopback, power_off, reaper, serve};
+use crate::{log, loopback, modules, power_off, reaper, serve};
 
 /// How long the host may take to give us a port; a slow emulated machine needs a second.
 const PORT_LIMIT: Duration = Duration::from_secs(30);
@@ -54,9 +54,10 @@ fn boot() -> Result<Infallible, BootError> {
     mount_kernel_file_systems()?;
     limits();
     stages.mark("mounts");
+    modules::answer_kernel();
     let devices = Devices::listen();
-    let modules = Loading::start();
     loopback::up();
+    let modules = Loading::start();
     stages.mark("loopback");
     let device = devices.port(CHANNEL_PORT, PORT_LIMIT)?;
     let port = Port::open(&device).map_err(BootError::OpenPort)?;

@@ -1,12 +1,15 @@
 //! The files in the sandbox's root that say which machine it is.
 
 use std::fmt::Display;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+
+use hutch_wire::network::PROXY_NAMES;
 
 use crate::log;
 use crate::root::{Root, RootError};
 
-/// Programs that insist on a name server get an answer at once instead of a delay: nothing listens there yet.
+/// Without a network there is no name server: programs then get an answer at once instead of a delay.
 const RESOLV_CONF: &str = "# Written by hutch at each start.\n";
 const ZONES: &str = "/usr/share/zoneinfo";
 const HOSTNAME_MAX: usize = 63;
@@ -35,13 +38,24 @@ pub(crate) fn check(hostname: &str, machine_id: &str) -> Result<(), IdentityErro
     Ok(())
 }
 
+/// What the files say.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Identity<'a> {
+    pub(crate) hostname: &'a str,
+    pub(crate) machine_id: &'a str,
+    pub(crate) time_zone: Option<&'a str>,
+    /// Where the resolver and the user's machine are, if there is a network.
+    pub(crate) network: Option<Ipv4Addr>,
+}
+
 /// Writes the files. A root in which one cannot be written (no `/etc`, a link in its place) works without.
-pub(crate) fn write(root: &Root, hostname: &str, machine_id: &str, time_zone: Option<&str>) {
+pub(crate) fn write(root: &Root, identity: Identity<'_>) {
+    let Identity { hostname, machine_id, time_zone, network } = identity;
     for (path, content) in [
         ("/etc/hostname", format!("{hostname}\n")),
-        ("/etc/hosts", hosts(hostname)),
+        ("/etc/hosts", hosts(hostname, network)),
         ("/etc/machine-id", format!("{machine_id}\n")),
-        ("/etc/resolv.conf", RESOLV_CONF.to_owned()),
+        ("/etc/resolv.conf", resolv_conf(network)),
     ] {
         said(path, root.write(Path::new(path), content.as_bytes()));
     }
@@ -63,10 +77,22 @@ fn said(path: impl Display, result: Result<(), RootError>) {
     }
 }
 
-fn hosts(hostname: &str) -> String {
-    format!(
+fn hosts(hostname: &str, network: Option<Ipv4Addr>) -> String {
+    let own = format!(
         "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
-    )
+    );
+    match network {
+        Some(address) => format!("{own}{address}\t{}\n", PROXY_NAMES.join(" ")),
+        None => own,
+    }
+}
+
+/// The address is one that containers reach too, so that a container engine hands it on.
+fn resolv_conf(network: Option<Ipv4Addr>) -> String {
+    match network {
+        Some(address) => format!("{RESOLV_CONF}nameserver {address}\n"),
+        None => RESOLV_CONF.to_owned(),
+    }
 }
 
 /// `Europe/Berlin`, `Etc/GMT+3`: never a path that leaves the directory of zones.
@@ -116,7 +142,13 @@ mod tests {
         fs::create_dir_all(directory.path().join("usr/share/zoneinfo/Europe")).unwrap();
         fs::write(directory.path().join("usr/share/zoneinfo/Europe/Berlin"), "").unwrap();
         let root = Root::open(directory.path()).unwrap();
-        write(&root, "box", ID, Some("Europe/Berlin"));
+        let mut identity = Identity {
+            hostname: "box",
+            machine_id: ID,
+            time_zone: Some("Europe/Berlin"),
+            network: Some(Ipv4Addr::new(198, 19, 255, 254)),
+        };
+        write(&root, identity);
         assert_eq!(fs::read_to_string(etc.join("hostname")).unwrap(), "box\n");
         assert!(fs::read_to_string(etc.join("hosts")).unwrap().contains("127.0.1.1\tbox\n"));
         assert_eq!(fs::read_to_string(etc.join("machine-id")).unwrap(), format!("{ID}\n"));
@@ -124,7 +156,15 @@ mod tests {
             fs::read_link(etc.join("localtime")).unwrap(),
             Path::new("/usr/share/zoneinfo/Europe/Berlin")
         );
-        write(&root, "box", ID, Some("Mars/Base"));
+        let resolv = fs::read_to_string(etc.join("resolv.conf")).unwrap();
+        assert!(resolv.ends_with("\nnameserver 198.19.255.254\n"), "{resolv}");
+        let hosts = fs::read_to_string(etc.join("hosts")).unwrap();
+        let machine = "198.19.255.254\thost.docker.internal gateway.docker.internal\n";
+        assert!(hosts.ends_with(machine), "{hosts}");
+        identity.time_zone = Some("Mars/Base");
+        identity.network = None;
+        write(&root, identity);
+        assert_eq!(fs::read_to_string(etc.join("resolv.conf")).unwrap(), RESOLV_CONF);
         assert_eq!(fs::read_to_string(etc.join("timezone")).unwrap(), "Europe/Berlin\n");
     }
 }

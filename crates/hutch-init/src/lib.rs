@@ -13,6 +13,7 @@
 
 pub mod container;
 pub mod log;
+pub mod network;
 pub mod port;
 pub mod reaper;
 pub mod session;
@@ -32,6 +33,18 @@ mod root;
 mod serve;
 mod stages;
 mod sys;
+mod tools;
+mod trust;
 mod workspaces;
 
 pub use boot::run;
+
+/// Runs as the program that the kernel asks for a module.
+pub fn kernel_asks(arguments: &[std::ffi::OsString]) -> std::process::ExitCode {
+    let [q, dashes, name] = arguments else { return std::process::ExitCode::FAILURE };
+    match name.to_str() {
+        Some(name) if [q, dashes] == modules::ASKED => modules::asked(name),
+        _ => return std::process::ExitCode::FAILURE,
+    }
+    std::process::ExitCode::SUCCESS
+}

@@ -13,6 +13,7 @@ fn main() -> ExitCode {
     }
     match arguments.split_first() {
         Some((first, rest)) if first == container::ARGUMENT => container::main(rest),
-        _ => ExitCode::FAILURE,
+        Some(_) => hutch_init::kernel_asks(&arguments),
+        None => ExitCode::FAILURE,
     }
 }

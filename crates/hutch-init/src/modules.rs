@@ -1,11 +1,12 @@
 //! Loads the kernel modules that the initramfs brings.
 //!
-//! `/lib/modules/hutch.order` lists what every boot needs, `/lib/modules/later.order` what some need, each one file
-//! name a line after all those it depends on. A module that does not load is a line in the log: whether the sandbox can
-//! do without shows later, in an error that says what is missing.
+//! `/lib/modules/hutch.order` lists what every boot needs, `network.order` what the network needs, `later.order` what
+//! some need, each one file name a line after all those it depends on. What is needed later the kernel asks for itself
+//! ([`asked`]), mostly by another name, which `aliases` knows. A module that does not load is a line in the log:
+//! whether the sandbox can do without shows later, in an error that says what is missing.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -14,32 +15,108 @@ use rustix::io::Errno;
 use rustix::system::finit_module;
 
 use crate::log;
+use crate::network::{self, Prepared};
 use crate::stages::Stages;
 
 const DIRECTORY: &str = "/lib/modules";
 const BOOT: &str = "hutch.order";
+const NETWORK: &str = "network.order";
 const LATER: &str = "later.order";
+const ALIASES: &str = "aliases";
+/// Names the program that the kernel runs to ask for a module.
+const ASKER: &str = "/proc/sys/kernel/modprobe";
+/// How the kernel calls the program that it asks.
+pub(crate) const ASKED: [&str; 2] = ["-q", "--"];
 /// Where a module names those it depends on, in its `.modinfo` section.
 const DEPENDS: &[u8] = b"\0depends=";
 
 /// The loading of what every boot needs, in the background: nobody needs a disk before the host asks for one.
 #[derive(Debug)]
 pub(crate) struct Loading {
-    thread: Mutex<Option<JoinHandle<()>>>,
+    disks: Mutex<Option<JoinHandle<()>>>,
+    network: Mutex<Option<JoinHandle<Option<Prepared>>>>,
+    prepared: Mutex<Option<Prepared>>,
 }
 
 impl Loading {
     /// Starts loading.
     pub(crate) fn start() -> Self {
-        Self { thread: Mutex::new(Some(thread::spawn(load_boot))) }
+        Self {
+            disks: Mutex::new(Some(thread::spawn(load_boot))),
+            network: Mutex::new(Some(thread::spawn(network))),
+            prepared: Mutex::new(None),
+        }
     }
 
-    /// Waits until everything is loaded.
+    /// Waits until everything that the disks need is loaded.
     pub(crate) fn finish(&self) {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if thread.is_some_and(|thread| thread.join().is_err()) {
-            log::warn("loading kernel modules failed");
+        join(&self.disks);
+    }
+
+    /// Waits until the network is prepared, or cannot be.
+    pub(crate) fn finish_network(&self) {
+        if let Some(prepared) = join(&self.network).flatten() {
+            *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(prepared);
         }
+    }
+
+    /// Waits for the prepared network and takes it. `None` when there is none, or it was taken before.
+    pub(crate) fn network(&self) -> Option<Prepared> {
+        self.finish_network();
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+fn join<T>(thread: &Mutex<Option<JoinHandle<T>>>) -> Option<T> {
+    let thread = thread.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+    thread.join().map_err(|_| log::warn("loading kernel modules failed")).ok()
+}
+
+/// Loads what the network needs and makes it.
+fn network() -> Option<Prepared> {
+    let mut stages = Stages::start();
+    load_list(NETWORK);
+    stages.mark("modules");
+    let prepared = Prepared::make(network::DRIVER)
+        .map_err(|error| log::warn(format!("no network: {error}")))
+        .ok()?;
+    stages.mark("rules");
+    log::info(format!("network prepared; {stages}"));
+    Some(prepared)
+}
+
+/// Has the kernel ask this program for modules. It passes [`ASKED`] and a name.
+pub(crate) fn answer_kernel() {
+    let asker = fs::OpenOptions::new().write(true).open(ASKER);
+    // A kernel without the setting asks nobody.
+    if let Err(error) = asker.and_then(|mut file| file.write_all(b"/init")) {
+        log::info(format!("the kernel will not ask for modules: {error}"));
+    }
+}
+
+/// Loads the module that the kernel asks for by this name or alias.
+pub(crate) fn asked(name: &str) {
+    let aliases = fs::read_to_string(Path::new(DIRECTORY).join(ALIASES)).unwrap_or_default();
+    load_later(&meant(name, &aliases));
+}
+
+/// The module that has this name or alias.
+fn meant(name: &str, aliases: &str) -> String {
+    let wanted = normal(name);
+    aliases
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .find(|(alias, _)| normal(alias) == wanted)
+        .and_then(|(_, file)| file.strip_suffix(".ko"))
+        .unwrap_or(&wanted)
+        .to_owned()
+}
+
+fn load_list(list: &str) {
+    let directory = Path::new(DIRECTORY);
+    let list = fs::read_to_string(directory.join(list)).unwrap_or_default();
+    for file in parse_order(&list) {
+        load(directory, file);
     }
 }
 
@@ -153,6 +230,15 @@ mod tests {
         assert_eq!(depends(b"\0depends=\0").count(), 0);
         assert_eq!(depends(b"nothing").count(), 0);
         assert_eq!(depends(b"\0depends=cut").collect::<Vec<_>>(), ["cut"]);
+    }
+
+    #[test]
+    fn the_kernel_may_ask_by_alias_or_name() {
+        let aliases = "rtnl-link-veth veth.ko\nipt_mark xt_mark.ko\nfs-squashfs squashfs.ko\n";
+        assert_eq!(meant("rtnl-link-veth", aliases), "veth");
+        assert_eq!(meant("ipt-mark", aliases), "xt_mark");
+        assert_eq!(meant("br-netfilter", aliases), "br_netfilter");
+        assert_eq!(meant("x", ""), "x");
     }
 
     #[test]

@@ -175,6 +175,60 @@ impl Root {
         renameat(&parent, TEMPORARY, &parent, name).map_err(|error| io(error.into()))
     }
 
+    /// Reads a regular file of at most `most` bytes, as [`Root::read`] opens it. `None` when there is none.
+    pub(crate) fn content(&self, path: &Path, most: u64) -> Result<Option<Vec<u8>>, RootError> {
+        let failed = |source| RootError::Io { path: path.to_owned(), source };
+        let file = match self.read(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut content = Vec::new();
+        file.take(most + 1).read_to_end(&mut content).map_err(failed)?;
+        if content.len() as u64 > most {
+            return Err(failed(io::ErrorKind::FileTooLarge.into()));
+        }
+        Ok(Some(content))
+    }
+
+    /// Makes a regular file have this content without making a new one in its place: whoever has it mounted sees it
+    /// too. Links are followed inside the root. Leaves it alone when it has the content.
+    pub(crate) fn overwrite(&self, path: &Path, content: &[u8]) -> Result<(), RootError> {
+        let failed = |source| RootError::Io { path: path.to_owned(), source };
+        let most = content.len() as u64 + READ_MAX;
+        if self.content(path, most).is_ok_and(|now| now.as_deref() == Some(content)) {
+            return Ok(());
+        }
+        // A FIFO in the file's place must not hold us up.
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let mut file = openat2(&self.directory, path, flags, Mode::from_raw_mode(0o644), resolve)
+            .map(File::from)
+            .map_err(|error| explain(path, error))?;
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Err(failed(io::ErrorKind::InvalidInput.into()));
+        }
+        file.write_all(content).map_err(failed)?;
+        file.set_len(content.len() as u64).map_err(failed)
+    }
+
+    /// Sets who may do what with a file that is no link.
+    pub(crate) fn set_mode(&self, path: &Path, mode: u32) -> Result<(), RootError> {
+        let (parent, name) = self.parent(path)?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        openat(&parent, name, flags, Mode::empty())
+            .and_then(|file| rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)))
+            .map_err(|error| explain(path, error))
+    }
+
+    /// Gives a file or link to a user.
+    pub(crate) fn set_owner(&self, path: &Path, owner: (Uid, Gid)) -> Result<(), RootError> {
+        let (parent, name) = self.parent(path)?;
+        let (user, group) = owner;
+        chownat(&parent, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| explain(path, error))
+    }
+
     /// Makes a symbolic link; replaces what is there unless it is a directory.
     pub(crate) fn link(&self, path: &Path, target: &Path) -> Result<(), RootError> {
         let (parent, name) = self.parent(path)?;

@@ -11,11 +11,12 @@ use hutch_wire::message::{self, MESSAGE_MAX, MessageError};
 use hutch_wire::{Connection, Incoming, IncomingStream, Limits, Role, Stream};
 use tokio::sync::Mutex;
 
-use crate::attach::Hardware;
+use crate::attach::{Attached, Hardware};
 use crate::container::Container;
 use crate::port::Port;
+use crate::root::Root;
 use crate::session::{Channel, Sessions};
-use crate::{attach, clock, log, power_off};
+use crate::{attach, clock, log, power_off, trust};
 
 /// How long processes may take to end by themselves before they are killed.
 const GRACE: Duration = Duration::from_secs(2);
@@ -51,7 +52,7 @@ enum Sandbox {
     /// Becoming one did not work; half of it may be there.
     Broken,
     /// This one.
-    Attached(Sessions),
+    Attached(Sessions, Arc<Root>),
     /// None any more.
     Ended,
 }
@@ -93,11 +94,11 @@ impl Server {
             return stream.refuse("the sandbox is starting or shutting down");
         };
         match (&*sandbox, open) {
-            (Sandbox::Attached(sessions), Open::Exec) => channel.exec(sessions, stream),
-            (Sandbox::Attached(_), Open::Stdio { exec, which }) => {
+            (Sandbox::Attached(sessions, _), Open::Exec) => channel.exec(sessions, stream),
+            (Sandbox::Attached(..), Open::Stdio { exec, which }) => {
                 channel.stdio(stream, *exec, *which);
             }
-            (Sandbox::Attached(_), _) => stream.refuse("not a session"),
+            (Sandbox::Attached(..), _) => stream.refuse("not a session"),
             (Sandbox::Prepared, _) => stream.refuse("the sandbox is not attached yet"),
             (Sandbox::Broken, _) => stream.refuse("the sandbox could not be attached"),
             (Sandbox::Ended, _) => stream.refuse("the sandbox is shutting down"),
@@ -114,7 +115,7 @@ impl Server {
             let reply = match request {
                 ControlRequest::Attach(spec) => self.attach(*spec).await,
                 ControlRequest::Ping { realtime_ns } => pong(realtime_ns),
-                ControlRequest::Trust { .. } => failed(&"this init has no network"),
+                ControlRequest::Trust { ca_pem } => self.trust(ca_pem).await,
                 ControlRequest::Prepare { files } => {
                     let reply = self.prepare(files).await;
                     // The machine may be saved as soon as the host has the reply: the connection ends with it.
@@ -154,8 +155,8 @@ impl Server {
         }
         *sandbox = Sandbox::Broken;
         match attach::attach(Arc::clone(&self.hardware), spec).await {
-            Ok(container) => {
-                *sandbox = Sandbox::Attached(Sessions::new(container));
+            Ok(Attached { container, root }) => {
+                *sandbox = Sandbox::Attached(Sessions::new(container), root);
                 ControlReply::Attached
             }
             Err(error) => {
@@ -165,9 +166,21 @@ impl Server {
         }
     }
 
+    async fn trust(&self, ca_pem: String) -> ControlReply {
+        let root = match &*self.sandbox.lock().await {
+            Sandbox::Attached(_, root) => Arc::clone(root),
+            _ => return failed(&"the sandbox is not attached"),
+        };
+        match tokio::task::spawn_blocking(move || trust::install(&root, &ca_pem)).await {
+            Ok(Ok(())) => ControlReply::Trusted,
+            Ok(Err(error)) => failed(&error),
+            Err(_) => failed(&"writing the certificates ended early"),
+        }
+    }
+
     async fn end(&self) {
         let mut sandbox = self.sandbox.lock().await;
-        if let Sandbox::Attached(sessions) = std::mem::replace(&mut *sandbox, Sandbox::Ended) {
+        if let Sandbox::Attached(sessions, _) = std::mem::replace(&mut *sandbox, Sandbox::Ended) {
             end_processes(sessions.container()).await;
         }
         power_off::unmount_all().await;

@@ -13,36 +13,31 @@ use object::{Object as _, ObjectSection as _};
 /// Loaded by init before anything else: the template disk, its file system, the overlay on it, and entropy.
 pub(crate) const BOOT: &[&str] = &["virtio_blk", "erofs", "overlay", "virtio-rng"];
 
-/// Loaded by init when something needs them: other template formats, the container engine, redirection of connections.
+/// Loaded by init at boot, after those: the interface that everything leaves by, and what its packet rules are made of.
+pub(crate) const NETWORK: &[&str] =
+    &["dummy", "nf_tables", "nft_chain_nat", "nft_nat", "nft_fib_inet", "nft_reject_inet"];
+
+/// Loaded by init when something needs them, or when the kernel asks for them: other template formats, the container
+/// engine.
 pub(crate) const LATER: &[&str] = &[
     "squashfs",
     "loop",
     "binfmt_misc",
     "tun",
-    "dummy",
     "veth",
     "bridge",
     "br_netfilter",
     "nf_conntrack",
     "nf_conntrack_netlink",
     "nf_nat",
-    "nf_tables",
-    "nft_chain_nat",
     "nft_compat",
     "nft_ct",
-    "nft_fib",
-    "nft_fib_inet",
-    "nft_fib_ipv4",
-    "nft_fib_ipv6",
     "nft_hash",
     "nft_limit",
     "nft_log",
     "nft_masq",
-    "nft_nat",
     "nft_numgen",
     "nft_redir",
-    "nft_reject",
-    "nft_reject_inet",
     "nft_reject_ipv4",
     "nft_reject_ipv6",
     "nft_socket",
@@ -123,6 +118,8 @@ pub(crate) struct Module {
     pub(crate) content: Vec<u8>,
     /// Normal names of the modules that must be loaded before.
     depends: Vec<String>,
+    /// Other names by which the kernel asks for it, patterns left out.
+    pub(crate) aliases: Vec<String>,
 }
 
 /// The guest's modules, each list in an order in which they can be loaded.
@@ -130,11 +127,13 @@ pub(crate) struct Module {
 pub(crate) struct ModuleSet {
     /// Needed to boot.
     pub(crate) boot: Vec<Module>,
-    /// Can be loaded after all of `boot`.
+    /// Needed for the network; can be loaded after all of `boot`.
+    pub(crate) network: Vec<Module>,
+    /// Can be loaded after all of both.
     pub(crate) later: Vec<Module>,
 }
 
-/// Collects [`BOOT`] and [`LATER`] with all that they depend on from a `lib/modules/RELEASE` directory.
+/// Collects [`BOOT`], [`NETWORK`] and [`LATER`] with all that they depend on from a `lib/modules/RELEASE` directory.
 ///
 /// A name without a file is taken as built into the kernel: which drivers are modules is the distribution's choice.
 pub(crate) fn collect(directory: &Path) -> Result<ModuleSet, ModulesError> {
@@ -156,10 +155,13 @@ pub(crate) fn collect(directory: &Path) -> Result<ModuleSet, ModulesError> {
         .map_err(|error| error.at(directory))
     };
     let boot = resolve(BOOT, &BTreeSet::new())?;
-    let later = resolve(LATER, &boot.iter().cloned().collect())?;
+    let mut known: BTreeSet<String> = boot.iter().cloned().collect();
+    let network = resolve(NETWORK, &known)?;
+    known.extend(network.iter().cloned());
+    let later = resolve(LATER, &known)?;
     // Built-in dependencies are in the order too, but have no file.
     let mut take = |names: Vec<String>| names.iter().filter_map(|name| read.remove(name)).collect();
-    Ok(ModuleSet { boot: take(boot), later: take(later) })
+    Ok(ModuleSet { boot: take(boot), network: take(network), later: take(later) })
 }
 
 /// Why there is no order, before it is known which directory it is about.
@@ -316,20 +318,38 @@ fn read_module(path: &Path) -> Result<Module, ModulesError> {
     let not_a_module = || ModulesError::NotAModule { path: path.to_owned() };
     let file_name = path.file_name().and_then(|name| name.to_str()).and_then(module_stem);
     let depends = read_depends(&content).ok_or_else(not_a_module)?;
+    let aliases = read_aliases(&content);
     Ok(Module {
         file_name: format!("{}.ko", file_name.ok_or_else(not_a_module)?),
         content,
         depends,
+        aliases,
     })
 }
 
-/// Reads `depends=a,b` of the `.modinfo` section: strings that each end with a zero byte.
+/// Reads `depends=a,b` of the `.modinfo` section.
 fn read_depends(module: &[u8]) -> Option<Vec<String>> {
+    let list = read_info(module, "depends=")?.into_iter().next()?;
+    Some(list.split(',').filter(|name| !name.is_empty()).map(normal_name).collect())
+}
+
+/// Reads each `alias=name` of the `.modinfo` section. Patterns are for devices, which no module here is found by.
+fn read_aliases(module: &[u8]) -> Vec<String> {
+    let plain = |alias: &String| {
+        !alias.is_empty() && !alias.contains(|c: char| "*?[".contains(c) || c.is_whitespace())
+    };
+    read_info(module, "alias=").unwrap_or_default().into_iter().filter(plain).collect()
+}
+
+/// The values of one kind in the `.modinfo` section: strings that each end with a zero byte.
+fn read_info(module: &[u8], kind: &str) -> Option<Vec<String>> {
     let file = object::File::parse(module).ok()?;
     let info = file.section_by_name(".modinfo")?.data().ok()?;
-    let list = info.split(|byte| *byte == 0).find_map(|field| field.strip_prefix(b"depends="))?;
-    let list = std::str::from_utf8(list).ok()?;
-    Some(list.split(',').filter(|name| !name.is_empty()).map(normal_name).collect())
+    let values = info
+        .split(|byte| *byte == 0)
+        .filter_map(|field| std::str::from_utf8(field).ok()?.strip_prefix(kind))
+        .map(str::to_owned);
+    Some(values.collect())
 }
 
 #[cfg(test)]

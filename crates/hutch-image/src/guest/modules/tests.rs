@@ -84,7 +84,8 @@ fn modules_are_found_decompressed_and_ordered() {
     put(&at("kernel/fs/erofs/erofs.ko.zst"), &zstd(elf::module("libcrc32c,crc_built_in")));
     put(&at("kernel/lib/libcrc32c.ko.zst"), &zstd(elf::module("")));
     put(&at("kernel/drivers/char/virtio-rng.ko"), &elf::module(""));
-    put(&at("kernel/net/tun.ko"), &elf::module("virtio_blk"));
+    put(&at("kernel/net/tun.ko"), &elf::module("virtio_blk\0alias=devname:net/tun\0alias=pci:v*"));
+    put(&at("kernel/net/dummy.ko"), &elf::module("libcrc32c\0alias=rtnl-link-dummy"));
     put(&at("kernel/net/unwanted.ko"), b"not read at all");
     put(&at("modules.builtin"), b"kernel/lib/crc-built-in.ko\n");
     let set = collect(directory.path()).unwrap();
@@ -92,7 +93,10 @@ fn modules_are_found_decompressed_and_ordered() {
         modules.iter().map(|module| module.file_name.clone()).collect::<Vec<_>>()
     };
     assert_eq!(names(&set.boot), ["virtio_blk.ko", "libcrc32c.ko", "erofs.ko", "virtio-rng.ko"]);
+    assert_eq!(names(&set.network), ["dummy.ko"]);
+    assert_eq!(set.network[0].aliases, ["rtnl-link-dummy"]);
     assert_eq!(names(&set.later), ["tun.ko"]);
+    assert_eq!(set.later[0].aliases, ["devname:net/tun"]);
     assert_eq!(set.boot[1].content, elf::module(""));
 }
 
@@ -112,7 +116,7 @@ fn only_a_whole_signature_is_removed() {
         content.extend_from_slice(&[0, 0, 2, 0, 0, 0, 0, 0]);
         content.extend_from_slice(&length.to_be_bytes());
         content.extend_from_slice(SIGNATURE_END);
-        Module { file_name: String::new(), content, depends: Vec::new() }
+        Module { file_name: String::new(), content, depends: Vec::new(), aliases: Vec::new() }
     };
     let mut module = signed(20);
     module.strip_signature();

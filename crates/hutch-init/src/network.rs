@@ -1,0 +1,156 @@
+//! The guest's end of the network: there is no device that leads anywhere, yet every connection finds its way.
+//!
+//! ```text
+//!   programs, containers ── TCP ──▶ rules ──▶ capture ──┐
+//!            │      └────── DNS ──▶ rules ──▶ resolver  ├─▶ uplink ──▶ port ──▶ proxy worker on the host
+//!            └── HTTP_PROXY ──▶ host.docker.internal ───┘
+//! ```
+//!
+//! [`Prepared::make`] is the part that is the same for every sandbox: the interface `egress` with a route to everywhere,
+//! the rules, and sockets that listen. [`start`] serves them. Invariant: nothing here decides what is allowed. A
+//! connection that the host refuses ends with a TCP reset, and what is not TCP is refused by the kernel at once.
+
+pub(crate) mod link;
+pub(crate) mod netlink;
+
+mod capture;
+mod dns;
+mod names;
+mod nft;
+mod relay;
+mod resolver;
+mod rules;
+mod uplink;
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+
+pub use uplink::Uplink;
+
+use crate::log;
+use names::Names;
+
+/// Address of the explicit proxy and the resolver; `host.docker.internal` in the guest.
+pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 19, 255, 254);
+/// The same for IPv6.
+pub const ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0xfd68, 0x7574, 0x6368, 0, 0, 0, 0, 0xfe);
+/// Kind of the interface in the guest: takes packets and drops them.
+pub(crate) const DRIVER: &str = "dummy";
+/// Where the explicit proxy listens.
+const PROXY_PORT: u16 = hutch_wire::network::PROXY_PORT;
+/// Where captured connections arrive.
+const CAPTURE_PORT: u16 = 3129;
+const DNS_PORT: u16 = 53;
+
+/// Settings of the kernel that containers' traffic needs.
+const SETTINGS: [(&str, &str); 2] =
+    [("/proc/sys/net/ipv4/ip_forward", "1"), ("/proc/sys/net/ipv6/conf/all/forwarding", "1")];
+
+/// What is there before anyone knows which sandbox this is.
+#[derive(Debug)]
+pub struct Prepared {
+    proxy: Vec<TcpListener>,
+    captured: Vec<TcpListener>,
+    queries: Vec<UdpSocket>,
+    resolver: Vec<TcpListener>,
+}
+
+/// A step of the network that the kernel refused.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The interface could not be made.
+    #[error("cannot make the interface {name}: {0}", name = link::EGRESS)]
+    Interface(#[source] io::Error),
+    /// The rules were not taken.
+    #[error("cannot load the packet rules: {0}")]
+    Rules(#[source] io::Error),
+    /// A socket could not listen.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl Prepared {
+    /// Makes interface, rules and sockets in this network namespace. `driver` is the kind of the interface: `dummy`
+    /// wherever the kernel has it.
+    pub fn make(driver: &str) -> Result<Self, NetworkError> {
+        for (setting, value) in SETTINGS {
+            if let Err(error) = set(setting, value) {
+                log::warn(format!("{setting} unchanged: {error}"));
+            }
+        }
+        link::make(driver).map_err(NetworkError::Interface)?;
+        rules::load().map_err(NetworkError::Rules)?;
+        let listen = |port| {
+            addresses(port)
+                .map(|address| {
+                    listen(address).map_err(|source| NetworkError::Listen { address, source })
+                })
+                .collect::<Result<Vec<_>, _>>()
+        };
+        let queries = addresses(DNS_PORT)
+            .map(|address| bind(address).map_err(|source| NetworkError::Listen { address, source }))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            proxy: listen(PROXY_PORT)?,
+            captured: listen(CAPTURE_PORT)?,
+            queries,
+            resolver: listen(DNS_PORT)?,
+        })
+    }
+}
+
+/// Serves what was prepared, in tasks of this runtime, for as long as it runs.
+pub fn start(prepared: Prepared, uplink: &Uplink) -> io::Result<()> {
+    let names = Arc::new(Names::default());
+    for queries in prepared.queries {
+        let queries = tokio::net::UdpSocket::from_std(queries)?;
+        tokio::spawn(resolver::datagrams(queries, Arc::clone(&names)));
+    }
+    for listener in prepared.resolver {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        tokio::spawn(resolver::streams(listener, Arc::clone(&names)));
+    }
+    let capture = capture::Capture::new(uplink.clone(), names);
+    for (listeners, how) in
+        [(prepared.proxy, capture::How::Proxy), (prepared.captured, capture::How::Captured)]
+    {
+        for listener in listeners {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            tokio::spawn(capture.clone().accept(listener, how));
+        }
+    }
+    Ok(())
+}
+
+fn addresses(port: u16) -> impl Iterator<Item = SocketAddr> {
+    [IpAddr::V4(ADDRESS), IpAddr::V6(ADDRESS_V6)]
+        .into_iter()
+        .map(move |address| SocketAddr::new(address, port))
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    // The backlog of the standard library is too short for a thousand connections at once.
+    const BACKLOG: i32 = 4096;
+    let listener = TcpListener::bind(address)?;
+    rustix::net::listen(&listener, BACKLOG)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(address)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn set(setting: &str, value: &str) -> io::Result<()> {
+    use std::io::Write as _;
+    fs::OpenOptions::new().write(true).open(setting)?.write_all(value.as_bytes())
+}
