@@ -238,4 +238,4 @@ impl Credentials for Injector {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
