@@ -6,8 +6,11 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use hutch_policy::settings::Service;
 use hutch_store::SandboxRecord;
 use hutch_wire::guest::{AttachSpec, Bytes, WorkspaceMount};
+
+use crate::network;
 
 /// The user that owns the sandbox's home.
 const USER: &str = "agent";
@@ -66,6 +69,17 @@ pub(crate) fn attach_spec(record: &SandboxRecord) -> Result<AttachSpec, AttachEr
         user: USER.to_owned(),
         ca_pem: String::new(),
     })
+}
+
+/// Tells the sandbox of its network: the certificate to trust, and the variables that make programs use the proxy.
+pub(crate) fn add_network(spec: &mut AttachSpec, ca_pem: String, services: &[Service]) {
+    let variables = network::variables(&ca_pem, services);
+    let pair = |(name, value): (String, String)| {
+        (Bytes::from(name.into_bytes()), Bytes::from(value.into_bytes()))
+    };
+    // First, so that what a person said of the sandbox wins.
+    spec.environment.splice(0..0, variables.into_iter().map(pair));
+    spec.ca_pem = ca_pem;
 }
 
 /// The environment of every session. `TERM` is the session's own.

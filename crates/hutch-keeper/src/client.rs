@@ -14,12 +14,13 @@ use tokio::time::timeout;
 
 use crate::driver::Command;
 use crate::exec;
+use crate::network::Network;
 use crate::state::{Sessions, Stage, State};
 
 /// Streams that one client may have open.
 const STREAMS_MAX: usize = 1024;
-/// No request is longer.
-const REQUEST_MAX: u32 = 4 * 1024;
+/// No request is longer: many rules, or credentials, in one.
+const REQUEST_MAX: u32 = 1024 * 1024;
 /// How long a client may take for the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a client may take to read an answer.
@@ -93,8 +94,12 @@ impl Client {
     async fn answer(&mut self, request: Request) -> Response {
         match request {
             Request::Status => {}
-            Request::Network(_) => {
-                return Response::Failed { reason: "this keeper has no network".to_owned() };
+            Request::Network(request) => {
+                let network = self.network();
+                return match network {
+                    Ok(network) => network.answer(request).await,
+                    Err(reason) => Response::Failed { reason: reason.to_owned() },
+                };
             }
             Request::WaitReady => {
                 // One that fails to start is told as failed, which it is only when all is cleaned up.
@@ -133,6 +138,12 @@ impl Client {
             (None, Stage::Booting) => Err("the sandbox is still starting"),
             (None, _) => Err("the sandbox is stopping"),
         }
+    }
+
+    /// Who answers about the network, or a sentence why nobody does now.
+    fn network(&self) -> Result<Network, &'static str> {
+        let _guest = self.guest()?;
+        self.state.borrow().network.clone().ok_or("the sandbox has no network")
     }
 
     async fn exec(&self, stream: IncomingStream, client: &Connection, execs: &Execs) {

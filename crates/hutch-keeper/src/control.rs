@@ -1,7 +1,9 @@
 //! The control stream to init: requests one way, one reply each the other way, and a ping now and then.
 //!
-//! A guest that says more than it was asked, or something that is no reply, ends the stream.
+//! Replies come in the order of the requests; several may be on their way. A guest that says more than it was asked, or
+//! something that is no reply, ends the stream.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use hutch_wire::guest::{AttachSpec, ControlReply, ControlRequest};
@@ -18,12 +20,33 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 /// No reply is longer.
 const REPLY_MAX: u32 = 8 * 1024;
 
+/// Requests that wait to be sent; each of those who ask waits for its reply.
+const ASKED_AHEAD: usize = 4;
+
 /// A hold on the control stream.
 #[derive(Debug)]
 pub(crate) struct Control {
-    power_off: Option<oneshot::Sender<oneshot::Sender<Result<(), String>>>>,
+    asker: Asker,
     unanswered: watch::Receiver<u32>,
     failed: oneshot::Receiver<String>,
+}
+
+/// Asks init for something; clones ask over the same stream.
+#[derive(Debug, Clone)]
+pub(crate) struct Asker(mpsc::Sender<Ask>);
+
+/// A request and who waits for its reply.
+#[derive(Debug)]
+struct Ask {
+    request: ControlRequest,
+    done: oneshot::Sender<Result<(), String>>,
+}
+
+/// A reply that is still to come.
+enum Expected {
+    Pong,
+    Trusted(oneshot::Sender<Result<(), String>>),
+    PoweringOff(oneshot::Sender<Result<(), String>>),
 }
 
 /// What happens without being asked for.
@@ -56,10 +79,24 @@ fn describe(error: &message::MessageError) -> String {
     }
 }
 
+impl Asker {
+    /// Has every tool in the guest trust these certificates, in place of those before.
+    pub(crate) async fn trust(&self, ca_pem: String) -> Result<(), String> {
+        self.ask(ControlRequest::Trust { ca_pem }).await
+    }
+
+    async fn ask(&self, request: ControlRequest) -> Result<(), String> {
+        let ended = || "the guest's control stream has ended".to_owned();
+        let (done, replied) = oneshot::channel();
+        self.0.send(Ask { request, done }).await.map_err(|_| ended())?;
+        replied.await.map_err(|_| ended())?
+    }
+}
+
 impl Control {
     /// Takes the stream of a guest that is attached.
     pub(crate) fn start(stream: Stream) -> Self {
-        let (power_off, asked) = oneshot::channel();
+        let (asker, asked) = mpsc::channel(ASKED_AHEAD);
         let (unanswered, watched) = watch::channel(0);
         let (fail, failed) = oneshot::channel();
         tokio::spawn(async move {
@@ -67,7 +104,12 @@ impl Control {
             // Nobody listens once the driver is on its way down.
             let _unheard = fail.send(reason);
         });
-        Self { power_off: Some(power_off), unanswered: watched, failed }
+        Self { asker: Asker(asker), unanswered: watched, failed }
+    }
+
+    /// Asks over this stream.
+    pub(crate) fn asker(&self) -> Asker {
+        self.asker.clone()
     }
 
     /// The next thing that happens.
@@ -84,18 +126,14 @@ impl Control {
 
     /// Asks init to power off; resolves when it says that everything is synced and unmounted.
     pub(crate) async fn power_off(&mut self) -> Result<(), String> {
-        let ended = || "the guest's control stream has ended".to_owned();
-        let (reply, replied) = oneshot::channel();
-        let asked = self.power_off.take().ok_or_else(ended)?;
-        asked.send(reply).map_err(|_| ended())?;
-        replied.await.map_err(|_| ended())?
+        self.asker.ask(ControlRequest::PowerOff).await
     }
 }
 
-/// Pings until asked to power off.
+/// Pings and asks until power-off was asked for, then waits for the end.
 async fn converse(
     stream: Stream,
-    mut asked: oneshot::Receiver<oneshot::Sender<Result<(), String>>>,
+    mut asked: mpsc::Receiver<Ask>,
     unanswered: &watch::Sender<u32>,
 ) -> Result<(), String> {
     let (mut reader, mut writer) = tokio::io::split(stream);
@@ -114,60 +152,76 @@ async fn converse(
 
     let mut ticks = tokio::time::interval_at(Instant::now() + PING_EVERY, PING_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut pinged = false;
-    let answer = loop {
+    let mut expected = VecDeque::new();
+    let mut off = false;
+    loop {
         tokio::select! {
-            answer = &mut asked => match answer {
-                Ok(answer) => break answer,
+            ask = asked.recv(), if !off => {
                 // The driver has ended.
-                Err(_) => return Ok(()),
-            },
-            _ = ticks.tick() => {
-                if pinged {
+                let Some(Ask { request, done }) = ask else { return Ok(()) };
+                message::write(&mut writer, &request).await.map_err(|error| describe(&error))?;
+                off = matches!(request, ControlRequest::PowerOff);
+                expected.push_back(if off {
+                    Expected::PoweringOff(done)
+                } else {
+                    Expected::Trusted(done)
+                });
+            }
+            _ = ticks.tick(), if !off => {
+                if expected.iter().any(|reply| matches!(reply, Expected::Pong)) {
                     unanswered.send_modify(|count| *count = count.saturating_add(1));
                     continue;
                 }
                 let ping = ControlRequest::Ping { realtime_ns: realtime_ns() };
                 message::write(&mut writer, &ping).await.map_err(|error| describe(&error))?;
-                pinged = true;
+                expected.push_back(Expected::Pong);
             }
-            reply = replies.recv() => match reply {
-                Some(Ok(ControlReply::Pong)) if pinged => {
-                    pinged = false;
-                    unanswered.send_if_modified(|count| std::mem::take(count) != 0);
+            reply = replies.recv() => {
+                let reply = reply
+                    .unwrap_or_else(|| Err("the guest's control stream ended".to_owned()))?;
+                if take(reply, expected.pop_front(), unanswered)? {
+                    break;
                 }
-                Some(Ok(ControlReply::Failed { reason })) if pinged => {
-                    tracing::warn!(reason = guest_text(&reason), "a ping failed");
-                    pinged = false;
-                }
-                Some(Ok(_)) => return Err("the guest replied without being asked".to_owned()),
-                Some(Err(reason)) => return Err(reason),
-                None => return Err("the guest's control stream ended".to_owned()),
-            },
+            }
         }
-    };
-
-    let told = power_off(&mut writer, &mut replies, pinged).await;
-    let _unheard = answer.send(told);
+    }
     // The stream stays open until the power goes: its end would only be another failure to tell.
     while let Some(Ok(_)) = replies.recv().await {}
     Ok(())
 }
 
-async fn power_off(
-    writer: &mut (impl tokio::io::AsyncWrite + Unpin),
-    replies: &mut mpsc::Receiver<Result<ControlReply, String>>,
-    mut pinged: bool,
-) -> Result<(), String> {
-    message::write(writer, &ControlRequest::PowerOff).await.map_err(|error| describe(&error))?;
-    loop {
-        match replies.recv().await {
-            Some(Ok(ControlReply::PoweringOff)) => return Ok(()),
-            Some(Ok(ControlReply::Pong)) if pinged => pinged = false,
-            Some(Ok(ControlReply::Failed { reason })) => return Err(guest_text(&reason)),
-            Some(Ok(_)) => return Err("the guest replied something else than was asked".to_owned()),
-            Some(Err(reason)) => return Err(reason),
-            None => return Err("the guest's control stream ended".to_owned()),
+/// Passes a reply on. Says whether it was the one to power-off, after which nothing more is asked.
+fn take(
+    reply: ControlReply,
+    expected: Option<Expected>,
+    unanswered: &watch::Sender<u32>,
+) -> Result<bool, String> {
+    let other = || "the guest replied something else than was asked".to_owned();
+    let Some(expected) = expected else {
+        return Err("the guest replied without being asked".to_owned());
+    };
+    let failed = match reply {
+        ControlReply::Failed { reason } => Some(guest_text(&reason)),
+        ControlReply::Pong if matches!(expected, Expected::Pong) => None,
+        ControlReply::Trusted if matches!(expected, Expected::Trusted(_)) => None,
+        ControlReply::PoweringOff if matches!(expected, Expected::PoweringOff(_)) => None,
+        _ => return Err(other()),
+    };
+    match expected {
+        Expected::Pong => match failed {
+            Some(reason) => tracing::warn!(reason, "a ping failed"),
+            None => {
+                unanswered.send_if_modified(|count| std::mem::take(count) != 0);
+            }
+        },
+        Expected::Trusted(done) => {
+            // Whoever asked may have given up.
+            let _unheard = done.send(failed.map_or(Ok(()), Err));
+        }
+        Expected::PoweringOff(done) => {
+            let _unheard = done.send(failed.map_or(Ok(()), Err));
+            return Ok(true);
         }
     }
+    Ok(false)
 }

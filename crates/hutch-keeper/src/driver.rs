@@ -14,24 +14,28 @@
 //!
 //! One task; the only one that changes the published [`State`] and the only owner of the [`Machine`].
 
+mod network;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hutch_store::{LastEnd, SandboxRecord, Store};
-use hutch_vmm::{Vm, VmEnd};
+use hutch_store::{FindError, LastEnd, SandboxRecord, Snapshots, Store};
+use hutch_vmm::{Snapshot, Vm, VmEnd};
 use hutch_wire::guest::{CHANNEL_PORT, WORKSPACE_PORT};
+use hutch_wire::network::NETWORK_PORT;
 use jiff::Timestamp;
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::control::ControlEvent;
 use crate::guest::{self, Guest};
 use crate::log::Console;
 use crate::machine::{Machine, Scratch, vm_spec};
+use crate::snapshot::{ANSWERS_WITHIN, Shape};
 use crate::state::{Sessions, Stage, State};
 use crate::workspace::{WorkspaceStart, WorkspaceWorker};
-use crate::{Parts, Settings, attach, privileges};
+use crate::{Parts, Settings, Start, attach, privileges};
 
 /// What others ask of the driver.
 #[derive(Debug, Clone)]
@@ -74,6 +78,12 @@ pub(crate) struct Driver<'a> {
 struct Ending {
     reason: String,
     how: How,
+}
+
+/// Which part did not come up, and why.
+enum Lost {
+    Guest(String),
+    Network(String),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,14 +134,23 @@ impl Driver<'_> {
     /// From the start to the end.
     pub(crate) async fn run(mut self) -> LastEnd {
         let mut machine = Machine::default();
-        let mut booted = self.boot(&mut machine).await;
+        let mut booted = self.boot(&mut machine, self.settings.start).await;
+        if let (Err(Ending { reason, how }), Some(key)) = (&booted, machine.resumed.clone())
+            && !matches!(how, How::Wanted { .. })
+        {
+            tracing::warn!(%reason, "the snapshot does not work here; starting without one");
+            Snapshots::new(&self.store.layout().images).discard(&key);
+            end_parts(&mut machine).await;
+            machine = Machine::default();
+            booted = self.boot(&mut machine, Start::Cold).await;
+        }
         if let Err(Ending { how: How::Crashed, reason }) = &booted {
             // QEMU before 8.1 can crash an emulated kernel with several processors while it patches its own code
             // (docs/design/002): rare, so that a second boot is as good as certain. Nothing of the sandbox ran yet.
             tracing::warn!(%reason, "the guest did not come up; starting it once more");
             end_parts(&mut machine).await;
             machine = Machine::default();
-            booted = self.boot(&mut machine).await;
+            booted = self.boot(&mut machine, Start::Cold).await;
         }
         let ending = match booted {
             Ok(()) => self.serve(&mut machine).await,
@@ -141,53 +160,129 @@ impl Driver<'_> {
     }
 
     /// Starts everything, until init says that sessions can start.
-    async fn boot(&mut self, machine: &mut Machine) -> Result<(), Ending> {
+    async fn boot(&mut self, machine: &mut Machine, start: Start) -> Result<(), Ending> {
         let layout = self.store.layout();
+        let policy = self.policy()?;
         let attach =
             attach::attach_spec(self.record).map_err(|error| Ending::over(error.to_string()))?;
         let spec = vm_spec(layout, self.settings, self.record).map_err(Ending::over)?;
         machine.console_from =
             std::fs::metadata(&spec.serial_log).map_or(0, |metadata| metadata.len());
         machine.scratch = Some(Scratch::make(spec.scratch.clone()).map_err(Ending::over)?);
-        let mut vm =
-            self.parts.vmm.start(spec).await.map_err(|error| Ending::over(chain(&error)))?;
-        self.state.send_modify(|state| state.vmm_pid = Some(vm.pid()));
+        let mut vm = match self.resume(start, machine).await? {
+            Some(vm) => vm,
+            None => {
+                self.parts.vmm.start(spec).await.map_err(|error| Ending::over(chain(&error)))?
+            }
+        };
+        self.state.send_modify(|state| {
+            state.vmm_pid = Some(vm.pid());
+            state.resumed = machine.resumed.is_some();
+        });
         tracing::info!(pid = vm.pid(), weaknesses = ?vm.weaknesses(), "the VM runs");
-        let deadline = Instant::now() + self.settings.boot_timeout;
+        let deadline = Instant::now()
+            + match machine.resumed {
+                Some(_) => ANSWERS_WITHIN.min(self.settings.boot_timeout),
+                None => self.settings.boot_timeout,
+            };
         let mut ports = vm.take_ports();
-        let vm = machine.vm.insert(vm);
+        machine.vm = Some(vm);
         let no_port = |name: &str| Ending::over(format!("the virtual machine has no port {name}"));
         let channel = ports.remove(CHANNEL_PORT).ok_or_else(|| no_port(CHANNEL_PORT))?;
         let workspace = ports.remove(WORKSPACE_PORT).ok_or_else(|| no_port(WORKSPACE_PORT))?;
+        let port = ports.remove(NETWORK_PORT).ok_or_else(|| no_port(NETWORK_PORT))?;
 
         let paths = self.store.paths(&self.record.name);
         machine.worker = self.start_worker(workspace, paths.log("workspace")).await?;
-        let worker = &mut machine.worker;
+        let opening = self.start_proxy(machine, policy, port).await?;
 
+        // The proxy makes itself ready while the guest boots.
+        let (tell, told) = oneshot::channel();
+        let attach = network::attached(attach, told);
+        let booted = async {
+            tokio::try_join!(
+                async { network::serve(opening, tell).await.map_err(Lost::Network) },
+                async {
+                    guest::connect(channel, attach, paths.log("init")).await.map_err(Lost::Guest)
+                },
+            )
+        };
+        let Machine { vm, worker, proxy, .. } = machine;
+        let Some(vm) = vm else { return Err(Ending::over("the sandbox is incomplete")) };
         let connected = tokio::select! {
             end = vm.wait() => return Err(Ending::of_vm(end)),
             said = worker_end(worker) => return Err(of_worker(vm, &said).await),
+            said = network::proxy_end(proxy) => return Err(why(vm, said).await),
             command = self.commands.recv() => return Err(Ending::of_command(command.as_ref())),
-            connected = timeout_at(deadline, guest::connect(channel, attach, paths.log("init"))) => connected,
+            connected = timeout_at(deadline, booted) => connected,
         };
-        let guest = match connected {
-            Ok(Ok(guest)) => guest,
-            Ok(Err(reason)) => return Err(why(vm, reason).await),
+        let (serving, guest) = match connected {
+            Ok(Ok(connected)) => connected,
+            Ok(Err(Lost::Guest(reason))) => return Err(why(vm, reason).await),
+            Ok(Err(Lost::Network(reason))) => {
+                return Err(Ending::over(network::better(proxy, reason).await));
+            }
             Err(_) => {
                 let limit = self.settings.boot_timeout.as_secs();
                 return Err(Ending::over(format!("the guest was not ready within {limit} s")));
             }
         };
         privileges::give_up_when_running();
+        if let Some(serving) = serving {
+            serving.answer(machine, guest.control.asker());
+        }
         let ready_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.state.send_modify(|state| {
             state.stage = Stage::Ready;
             state.ready_ms = Some(ready_ms);
             state.guest = Some(guest.connection.clone());
+            state.network = machine.network.clone();
         });
         tracing::info!(ready_ms, "ready");
         machine.guest = Some(guest);
         Ok(())
+    }
+
+    /// Resumes the VM from the snapshot of its shape. None if it is to be booted: whatever is wrong with a snapshot costs
+    /// a line in the log and the time of a boot, never the sandbox.
+    async fn resume(
+        &self,
+        start: Start,
+        machine: &mut Machine,
+    ) -> Result<Option<Box<dyn Vm>>, Ending> {
+        let layout = self.store.layout();
+        if start == Start::Cold {
+            return Ok(None);
+        }
+        let key = match shape(self.settings, self.record).key(self.parts.vmm.as_ref()) {
+            Ok(key) => key,
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "no snapshot can be looked for");
+                return Ok(None);
+            }
+        };
+        let snapshots = Snapshots::new(&layout.images);
+        let files = match snapshots.find(&key) {
+            Ok(files) => files,
+            Err(FindError::Missing) => return Ok(None),
+            Err(error) => {
+                tracing::warn!(%error, "starting without a snapshot");
+                return Ok(None);
+            }
+        };
+        let spec = vm_spec(layout, self.settings, self.record).map_err(Ending::over)?;
+        let snapshot = Snapshot { memory: files.memory.into(), state: files.state.into() };
+        match self.parts.vmm.resume(spec, snapshot).await {
+            Ok(vm) => {
+                machine.resumed = Some(key);
+                Ok(Some(vm))
+            }
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "the snapshot cannot be resumed");
+                snapshots.discard(&key);
+                Ok(None)
+            }
+        }
     }
 
     /// Starts the worker of a sandbox that has workspaces.
@@ -212,7 +307,8 @@ impl Driver<'_> {
         else {
             return Ending::over("the sandbox is incomplete");
         };
-        let worker = &mut machine.worker;
+        let (worker, proxy, network_lost) =
+            (&mut machine.worker, &mut machine.proxy, &mut machine.network_lost);
         let idle = async {
             match self.settings.idle_timeout {
                 Some(timeout) => self.sessions.idle_for(timeout).await,
@@ -224,6 +320,10 @@ impl Driver<'_> {
             let lost = tokio::select! {
                 end = vm.wait() => return Ending::of_vm(end),
                 said = worker_end(worker) => return of_worker(vm, &said).await,
+                said = network::proxy_end(proxy) => return of_part(vm, said).await,
+                said = network::proxy_lost(network_lost) => {
+                    return of_part(vm, network::better(proxy, said).await).await;
+                }
                 command = self.commands.recv() => return Ending::of_command(command.as_ref()),
                 () = &mut idle => {
                     return Ending {
@@ -253,6 +353,7 @@ impl Driver<'_> {
         self.state.send_modify(|state| {
             state.stage = Stage::Stopping;
             state.guest = None;
+            state.network = None;
         });
         let mut clean = ending.how == How::PoweredOff;
         if let (Some(vm), Some(guest)) = (&mut machine.vm, &mut machine.guest) {
@@ -297,13 +398,27 @@ impl Driver<'_> {
         self.state.send_modify(|state| {
             state.vmm_pid = None;
             state.workspace_pid = None;
+            state.proxy_pid = None;
             state.stage = if wanted { Stage::Gone } else { Stage::Failed(reason) };
         });
         end
     }
 }
 
-/// Ends the VM, the connection to it and the worker, in this order.
+/// What the sandbox's VM has in common with others.
+fn shape(settings: &Settings, record: &SandboxRecord) -> Shape {
+    Shape {
+        accelerator: settings.accelerator,
+        cpus: record.cpus,
+        memory_mib: record.memory_mib,
+        disk_bytes: record.disk_bytes,
+        kernel: settings.kernel.clone(),
+        initramfs: settings.initramfs.clone(),
+        template_image: settings.template_image.clone(),
+    }
+}
+
+/// Ends the VM, the connection to it, the worker and the proxy, in this order.
 async fn end_parts(machine: &mut Machine) {
     if let Some(vm) = &mut machine.vm {
         vm.kill();
@@ -325,6 +440,16 @@ async fn end_parts(machine: &mut Machine) {
             }
         }
     }
+    // Its log may still get the ends of connections.
+    machine.network = None;
+    if let Some(proxy) = &mut machine.proxy
+        && timeout(BETTER_REASON, proxy.wait()).await.is_err()
+    {
+        proxy.kill();
+        if timeout(KILLED, proxy.wait()).await.is_err() {
+            tracing::error!(pid = proxy.pid(), "the proxy does not end");
+        }
+    }
 }
 
 /// The better of two reasons for the end of the channel: the VM's own end, if it comes at once.
@@ -343,13 +468,16 @@ async fn worker_end(worker: &mut Worker) -> String {
     }
 }
 
-/// The same for the end of the worker: a VM that ends closes its ports, which ends the worker.
+/// The same for the end of the workspace worker.
 async fn of_worker(vm: &mut Box<dyn Vm>, said: &str) -> Ending {
+    of_part(vm, format!("the workspace worker ended: {said}")).await
+}
+
+/// The same for the end of a part: a VM that ends closes its ports, which ends the processes behind them.
+async fn of_part(vm: &mut Box<dyn Vm>, reason: String) -> Ending {
     match timeout(BETTER_REASON, vm.wait()).await {
         Ok(end) => Ending::of_vm(end),
-        Err(_) => {
-            Ending { reason: format!("the workspace worker ended: {said}"), how: How::Broken }
-        }
+        Err(_) => Ending { reason, how: How::Broken },
     }
 }
 

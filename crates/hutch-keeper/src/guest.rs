@@ -18,10 +18,10 @@ pub(crate) struct Guest {
     pub(crate) control: Control,
 }
 
-/// Shakes hands with init and attaches the sandbox. An error is one sentence.
+/// Shakes hands with init and attaches the sandbox, once it is known what that is. An error is one sentence.
 pub(crate) async fn connect(
     port: UnixStream,
-    spec: AttachSpec,
+    spec: impl Future<Output = Result<AttachSpec, String>>,
     init_log: PathBuf,
 ) -> Result<Guest, String> {
     let (connection, incoming) = Connection::establish(port, Role::Client, Limits::default())
@@ -33,7 +33,7 @@ pub(crate) async fn connect(
     let log = open(&connection, &Open::Log).await?;
     tokio::spawn(copy_log(log, init_log));
     // The guest took a while to come here, and the spec is older than that.
-    let spec = AttachSpec { realtime_ns: realtime_ns(), ..spec };
+    let spec = AttachSpec { realtime_ns: realtime_ns(), ..spec.await? };
     control::attach(&mut control, spec).await?;
     Ok(Guest { connection, control: Control::start(control) })
 }

@@ -1,8 +1,9 @@
 //! The keeper: one process a running sandbox, the only owner of its life.
 //!
 //! ```text
-//!   command lines ──unix socket──▶ server ─▶ client ─┬─ calls ──▶ driver ──▶ VMM, workspace worker
-//!                                                    └─ exec ───▶ guest channel (relayed as it is)
+//!   command lines ──unix socket──▶ server ─▶ client ─┬─ calls ────▶ driver ──▶ VMM, workspace worker, proxy
+//!                                                    ├─ network ──▶ network ─▶ proxy worker, credential broker
+//!                                                    └─ exec ─────▶ guest channel (relayed as it is)
 //! ```
 //!
 //! [`driver`] is one task and the only one that starts, judges and ends anything; everybody else sends it a
@@ -18,8 +19,11 @@ mod exec;
 mod guest;
 mod log;
 mod machine;
+mod network;
 mod privileges;
+mod process;
 mod server;
+pub mod snapshot;
 mod state;
 mod workspace;
 
@@ -27,6 +31,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hutch_policy::settings::NetworkSettings;
 use hutch_store::{FileError, KeeperRecord, LastEnd, LoadError, LockError, SandboxName, Store};
 use hutch_sys::process::{ProcessError, ProcessIdentity};
 use hutch_vmm::{Accelerator, Vmm};
@@ -34,6 +39,7 @@ use tokio::sync::mpsc;
 
 pub use self::driver::Command;
 pub use self::log::start_log;
+pub use self::network::{HutchProxy, NetworkHost, NetworkStart, NetworkStarted, NetworkWorker};
 pub use self::privileges::give_up_at_start;
 pub use self::server::ServerError;
 pub use self::workspace::{HutchWorkspace, WorkspaceHost, WorkspaceStart, WorkspaceWorker};
@@ -51,10 +57,32 @@ pub struct Settings {
     pub template_image: PathBuf,
     /// What runs the guest.
     pub accelerator: Accelerator,
+    /// Whether the VM may be resumed from a snapshot.
+    pub start: Start,
+    /// What the network is started with; none = there is no network.
+    pub network: Option<NetworkSpec>,
     /// How long the sandbox may be without activity; `None` = for ever.
     pub idle_timeout: Option<Duration>,
     /// How long it may take from the VM's start until init is ready.
     pub boot_timeout: Duration,
+}
+
+/// What the network of a sandbox is started with.
+#[derive(Debug, Clone)]
+pub struct NetworkSpec {
+    /// What the command line resolved.
+    pub settings: NetworkSettings,
+    /// The policy file that a sandbox without one begins with; without it, or where there is none, the built-in policy.
+    pub default_policy: Option<PathBuf>,
+}
+
+/// How a VM starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Resumed from a snapshot where there is one.
+    Warm,
+    /// Always from its kernel.
+    Cold,
 }
 
 /// What a keeper runs a sandbox with; tests have their own.
@@ -64,6 +92,8 @@ pub struct Parts {
     pub vmm: Arc<dyn Vmm>,
     /// Starts the workspace worker.
     pub workspace: Arc<dyn WorkspaceHost>,
+    /// Starts the proxy.
+    pub network: Arc<dyn NetworkHost>,
 }
 
 /// Why a keeper could not begin.

@@ -5,13 +5,18 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use hutch_store::{Layout, SandboxRecord};
+use hutch_store::{Layout, SandboxRecord, SnapshotKey};
 use hutch_vmm::{DiskSpec, Memory, Vm, VmSpec};
 use hutch_wire::guest::{CHANNEL_PORT, DATA_DISK, TEMPLATE_DISK, WORKSPACE_PORT};
+use hutch_wire::network::NETWORK_PORT;
 
 use crate::Settings;
 use crate::guest::Guest;
+use crate::network::{Network, NetworkWorker};
 use crate::workspace::WorkspaceWorker;
+
+/// The ports of every VM.
+pub(crate) const PORTS: [&str; 3] = [CHANNEL_PORT, WORKSPACE_PORT, NETWORK_PORT];
 
 /// Everything that must end; filled step by step while the sandbox boots. Dropping it kills it.
 #[derive(Debug, Default)]
@@ -19,9 +24,16 @@ pub(crate) struct Machine {
     pub(crate) guest: Option<Guest>,
     pub(crate) vm: Option<Box<dyn Vm>>,
     pub(crate) worker: Option<Box<dyn WorkspaceWorker>>,
+    pub(crate) proxy: Option<Box<dyn NetworkWorker>>,
+    /// Keeps the streams to the proxy open for as long as the sandbox runs.
+    pub(crate) network: Option<Network>,
+    /// Told when the proxy cannot be asked any more.
+    pub(crate) network_lost: Option<tokio::sync::oneshot::Receiver<String>>,
     pub(crate) scratch: Option<Scratch>,
     /// Where this run begins in the log of the console.
     pub(crate) console_from: u64,
+    /// The snapshot that the VM was resumed from.
+    pub(crate) resumed: Option<SnapshotKey>,
 }
 
 /// The VM's directory for things that must have a name; dropping it removes it.
@@ -75,7 +87,7 @@ pub(crate) fn vm_spec(
             disk("template image", &settings.template_image, true, TEMPLATE_DISK)?,
             disk("data disk", &paths.data(), false, DATA_DISK)?,
         ],
-        ports: vec![CHANNEL_PORT.to_owned(), WORKSPACE_PORT.to_owned()],
+        ports: PORTS.map(str::to_owned).to_vec(),
         serial_log: paths.log("serial"),
         vmm_log: paths.log("vmm"),
         scratch: layout.scratch(&record.id),

@@ -1,14 +1,20 @@
 //! The program `hutch-keeper`: arguments, signals, and the rest is the library's.
 
-use std::fs::OpenOptions;
-use std::io::{self, Write as _};
+mod make_snapshot;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufReader, Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use hutch_keeper::{Command, HutchWorkspace, KeeperError, Parts, Settings};
+use hutch_keeper::{
+    Command, HutchProxy, HutchWorkspace, KeeperError, NetworkSpec, Parts, Settings, Start,
+};
+use hutch_policy::settings::{NetworkSettings, Service};
+use hutch_proxy::BrokerSpec;
 use hutch_store::{Layout, Programs, SandboxName, Store};
 use hutch_vmm::Accelerator;
 use tokio::signal::unix::{SignalKind, signal};
@@ -54,9 +60,38 @@ struct Arguments {
     /// Open pipe that gets one line: `listening`, `running` (another keeper has the sandbox) or `failed: REASON`
     #[arg(long)]
     ready_fd: Option<u32>,
+    /// Open file with what the network is started with: `hutch_policy::settings::NetworkSettings` in JSON. Without it there
+    /// is no network
+    #[arg(long)]
+    network_fd: Option<u32>,
+    #[command(flatten)]
+    user: UserArguments,
+    /// Boot the kernel even where a snapshot could be resumed
+    #[arg(long)]
+    cold: bool,
     /// Log details
     #[arg(long)]
     debug: bool,
+}
+
+/// Whose sandbox it is; for its network.
+#[derive(Debug, clap::Args)]
+struct UserArguments {
+    /// Policy file that a sandbox without one begins with
+    #[arg(long)]
+    default_policy: Option<PathBuf>,
+    /// Configuration directory, which holds the secret store
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// The user's home directory
+    #[arg(long)]
+    home: Option<PathBuf>,
+    /// The user's login shell
+    #[arg(long)]
+    shell: Option<PathBuf>,
+    /// The user's name
+    #[arg(long)]
+    user: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -65,7 +100,20 @@ enum AcceleratorArgument {
     Tcg,
 }
 
+impl From<AcceleratorArgument> for Accelerator {
+    fn from(argument: AcceleratorArgument) -> Self {
+        match argument {
+            AcceleratorArgument::Kvm => Self::Kvm,
+            AcceleratorArgument::Tcg => Self::Tcg,
+        }
+    }
+}
+
 fn main() -> ExitCode {
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == "snapshot") {
+        return snapshot(make_snapshot::Arguments::parse_from(std::env::args_os().skip(1)));
+    }
     let arguments = Arguments::parse();
     let mut ready = Ready::open(arguments.ready_fd);
     let error = match run(arguments, &mut ready) {
@@ -81,13 +129,29 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Makes a snapshot: one word on standard output, or one sentence on standard error.
+fn snapshot(arguments: make_snapshot::Arguments) -> ExitCode {
+    match make_snapshot::run(arguments) {
+        Ok(outcome) => {
+            let _unheard = writeln!(io::stdout(), "{}", outcome.word());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            let _unheard = writeln!(io::stderr(), "{}", sentence(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn run(
     arguments: Arguments,
     ready: &mut Ready,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let network = arguments.network_fd.map(network_settings).transpose()?;
     hutch_keeper::give_up_at_start()?;
+    let user = arguments.user;
     let layout = Layout {
-        config: arguments.state.join("config"),
+        config: user.config.unwrap_or_else(|| arguments.state.join("config")),
         state: arguments.state,
         runtime: arguments.runtime,
         images: arguments.images,
@@ -100,19 +164,28 @@ fn run(
     // Standard error leads nowhere.
     std::panic::set_hook(Box::new(|panicked| tracing::error!(%panicked, "bug")));
     let programs = Programs::new(None, &std::env::current_exe()?);
+    let broker = BrokerSpec {
+        store: store.layout().config.clone(),
+        // Without a home a shell has no files to read either.
+        shell: user.shell.filter(|_| user.home.is_some()),
+        home: user.home.unwrap_or_default(),
+        user: user.user.unwrap_or_default(),
+        services: network.iter().flat_map(|settings| &settings.services).map(named).collect(),
+    };
     let parts = Parts {
         vmm: Arc::new(hutch_vmm::qemu::Qemu::discover(arguments.qemu.as_deref())?),
-        workspace: Arc::new(HutchWorkspace { programs }),
+        workspace: Arc::new(HutchWorkspace { programs: programs.clone() }),
+        network: Arc::new(HutchProxy { programs, broker }),
     };
     let settings = Settings {
         sandbox: arguments.sandbox,
         kernel: arguments.kernel,
         initramfs: arguments.initramfs,
         template_image: arguments.template_image,
-        accelerator: match arguments.accelerator {
-            AcceleratorArgument::Kvm => Accelerator::Kvm,
-            AcceleratorArgument::Tcg => Accelerator::Tcg,
-        },
+        accelerator: arguments.accelerator.into(),
+        start: if arguments.cold { Start::Cold } else { Start::Warm },
+        network: network
+            .map(|settings| NetworkSpec { settings, default_policy: user.default_policy }),
         idle_timeout: (arguments.idle_timeout > 0)
             .then(|| Duration::from_secs(arguments.idle_timeout)),
         boot_timeout: Duration::from_secs(arguments.boot_timeout),
@@ -136,6 +209,20 @@ fn run(
     Ok(())
 }
 
+/// A service and the variables that hold its credential.
+fn named(service: &Service) -> (String, Vec<String>) {
+    (service.name.clone(), service.variables.clone())
+}
+
+/// Reads what the network is started with. Opened anew by its number, as [`Ready`] is.
+fn network_settings(number: u32) -> io::Result<NetworkSettings> {
+    const LONGEST: u64 = 16 * 1024 * 1024;
+    let file = File::open(format!("/proc/self/fd/{number}"))?;
+    // The text of the error could quote the proxy's password.
+    serde_json::from_reader(BufReader::new(file.take(LONGEST)))
+        .map_err(|_| io::Error::other("the settings of the network are not understood"))
+}
+
 /// Turns a signal into a command.
 fn stop_on(kind: SignalKind, commands: mpsc::Sender<Command>) -> io::Result<()> {
     let mut signals = signal(kind)?;
@@ -155,7 +242,7 @@ fn stop_on(kind: SignalKind, commands: mpsc::Sender<Command>) -> io::Result<()> 
 
 /// The pipe to the command that started us.
 #[derive(Debug)]
-struct Ready(Option<std::fs::File>);
+struct Ready(Option<File>);
 
 impl Ready {
     /// Opens the pipe anew by its number: taking over a number that somebody else chose cannot be done safely.

@@ -7,6 +7,8 @@ use hutch_vmm::Accelerator;
 use hutch_wire::Connection;
 use tokio::sync::watch;
 
+use crate::network::Network;
+
 /// Where in its life the sandbox is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Stage {
@@ -30,10 +32,13 @@ pub(crate) struct State {
     pub(crate) vmm_pid: Option<u32>,
     pub(crate) workspace_pid: Option<u32>,
     pub(crate) proxy_pid: Option<u32>,
+    pub(crate) resumed: bool,
     pub(crate) ready_ms: Option<u64>,
     pub(crate) unanswered_pings: u32,
     /// The channel to the guest while sessions can start.
     pub(crate) guest: Option<Connection>,
+    /// Answers about the network, as long as `guest`; none where the sandbox has no network.
+    pub(crate) network: Option<Network>,
 }
 
 impl State {
@@ -44,9 +49,11 @@ impl State {
             vmm_pid: None,
             workspace_pid: None,
             proxy_pid: None,
+            resumed: false,
             ready_ms: None,
             unanswered_pings: 0,
             guest: None,
+            network: None,
         })
     }
 
@@ -69,6 +76,7 @@ impl State {
             vmm_pid: self.vmm_pid,
             workspace_pid: self.workspace_pid,
             proxy_pid: self.proxy_pid,
+            resumed: self.resumed,
             ready_ms: self.ready_ms,
             unanswered_pings: self.unanswered_pings,
         }

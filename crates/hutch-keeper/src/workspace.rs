@@ -2,25 +2,18 @@
 
 use std::error::Error;
 use std::fmt;
-use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hutch_store::{Program, Programs, Workspace};
 use hutch_vmm::BoxFuture;
 use hutch_workspace::{WorkerSpec, WorkspaceSpec};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
-use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
-use tokio::net::unix::pipe;
 use tokio::sync::watch;
-use tokio::time::timeout;
 
 use crate::driver::chain;
-use crate::log::{BoundedLog, guest_text};
+use crate::process::{ProcessLog, watch_end};
 
 /// What the worker is started with.
 #[derive(Debug)]
@@ -79,7 +72,7 @@ struct Worker {
     worker: hutch_workspace::Worker,
     /// Becomes true when the process has ended.
     ended: watch::Receiver<bool>,
-    log: Log,
+    log: ProcessLog,
     how: Option<String>,
 }
 
@@ -92,23 +85,11 @@ impl Worker {
         let spec = WorkerSpec::new(workspaces.collect());
         let port = start.port.into_std()?;
         port.set_nonblocking(false)?;
-        let (log, writer) = Log::start(&start.log)?;
+        let (log, writer) = ProcessLog::start(&start.log)?;
         let worker = hutch_workspace::spawn(program, &spec, port.into(), writer)?;
-        let ended = watch_end(worker.process().as_fd().try_clone_to_owned()?)?;
+        let ended = watch_end("workspace end", worker.process().as_fd().try_clone_to_owned()?)?;
         Ok(Self { worker, ended, log, how: None })
     }
-}
-
-/// Has a thread wait for the end of a process: the runtime cannot wait for a descriptor of one without `unsafe`.
-fn watch_end(process: OwnedFd) -> io::Result<watch::Receiver<bool>> {
-    let (tell, ended) = watch::channel(false);
-    let wait = move || {
-        // Any other error would come again at once, and forever.
-        while poll(&mut [PollFd::new(&process, PollFlags::IN)], None) == Err(Errno::INTR) {}
-        tell.send_replace(true);
-    };
-    std::thread::Builder::new().name("workspace end".to_owned()).spawn(wait)?;
-    Ok(ended)
 }
 
 impl WorkspaceWorker for Worker {
@@ -143,51 +124,6 @@ impl WorkspaceWorker for Worker {
     }
 }
 
-/// What the worker says, written to a log that stops growing: some of it is the guest's doing.
-#[derive(Debug)]
-struct Log {
-    /// The last line about an error; closed when the worker has ended.
-    error: watch::Receiver<Option<String>>,
-}
-
-impl Log {
-    /// Starts copying; what is written to the file goes to the log at `path`.
-    fn start(path: &Path) -> io::Result<(Self, File)> {
-        let mut log = BoundedLog::open(path)?;
-        let (reader, writer) = io::pipe()?;
-        let mut reader = pipe::Receiver::from_owned_fd(reader.into())?;
-        let (told, error) = watch::channel(None);
-        tokio::spawn(async move {
-            let mut buffer = vec![0; 8 * 1024];
-            while let Ok(got @ 1..) = reader.read(&mut buffer).await {
-                let bytes = buffer.get(..got).unwrap_or_default();
-                log.append(bytes);
-                if let Some(error) = last_error(bytes) {
-                    told.send_replace(Some(error));
-                }
-            }
-        });
-        Ok((Self { error }, File::from(OwnedFd::from(writer))))
-    }
-
-    /// The last error of a worker that has ended.
-    async fn last_error(&mut self) -> Option<String> {
-        // Until everything was read, unless something else still holds the pipe.
-        let all = async { while self.error.changed().await.is_ok() {} };
-        let _in_time = timeout(Duration::from_millis(100), all).await.is_ok();
-        self.error.borrow().clone()
-    }
-}
-
-/// What the last line about an error says.
-fn last_error(bytes: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(bytes);
-    let line = text.lines().rev().find_map(|line| Some(line.split_once(" ERROR ")?.1))?;
-    // The module that says it comes first.
-    let message = line.split_once(": ").map_or(line, |(_, message)| message);
-    Some(guest_text(message))
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::OpenOptions;
@@ -195,13 +131,6 @@ mod tests {
     use std::os::unix::fs::OpenOptionsExt as _;
 
     use super::*;
-
-    #[test]
-    fn the_last_error_is_found_among_other_lines() {
-        let log = b"2026 INFO x: a\n2026 ERROR hutch_workspace: one: two\x1b[2J\n2026 INFO x: b\n";
-        assert_eq!(last_error(log).as_deref(), Some("one: two [2J"));
-        assert_eq!(last_error(b"2026 INFO x: fine\n"), None);
-    }
 
     #[tokio::test]
     async fn a_worker_that_fails_is_told_with_its_reason() {

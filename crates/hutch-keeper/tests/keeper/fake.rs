@@ -15,6 +15,7 @@ use hutch_wire::guest::{
     Stdio, WORKSPACE_PORT,
 };
 use hutch_wire::message::{self, MESSAGE_MAX};
+use hutch_wire::network::NETWORK_PORT;
 use hutch_wire::{Connection, Incoming, Limits, Role, Stream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -25,6 +26,7 @@ use tokio::task::JoinHandle;
 pub(crate) struct GuestSide {
     pub(crate) channel: UnixStream,
     pub(crate) workspace: UnixStream,
+    pub(crate) network: UnixStream,
     pub(crate) power: Power,
     pub(crate) serial_log: PathBuf,
 }
@@ -88,15 +90,18 @@ impl Vmm for FakeVmm {
             *self.power.lock().unwrap() = Some(power.clone());
             let (channel, guest_channel) = UnixStream::pair().unwrap();
             let (workspace, guest_workspace) = UnixStream::pair().unwrap();
+            let (network, guest_network) = UnixStream::pair().unwrap();
             let guest = tokio::spawn((self.play)(GuestSide {
                 channel: guest_channel,
                 workspace: guest_workspace,
+                network: guest_network,
                 power: power.clone(),
                 serial_log: spec.serial_log,
             }));
             let ports = BTreeMap::from([
                 (CHANNEL_PORT.to_owned(), channel),
                 (WORKSPACE_PORT.to_owned(), workspace),
+                (NETWORK_PORT.to_owned(), network),
             ]);
             Ok(Box::new(FakeVm { ports, ended: power.0.subscribe(), power, guest }) as Box<dyn Vm>)
         })
@@ -210,6 +215,7 @@ pub(crate) enum Told {
     ExecEnded(String, bool),
     Signal(u8),
     Pinged,
+    Trusted(String),
     PowerOff,
 }
 
@@ -219,6 +225,7 @@ pub(crate) struct Init {
     pub(crate) told: mpsc::UnboundedSender<Told>,
     pub(crate) refuse_attach: bool,
     pub(crate) answer_pings: bool,
+    pub(crate) answer_trust: bool,
     pub(crate) power_off: bool,
     /// Ends sessions of the program `wait`.
     pub(crate) release: watch::Receiver<bool>,
@@ -226,7 +233,7 @@ pub(crate) struct Init {
 
 impl Init {
     pub(crate) async fn run(self, side: GuestSide) {
-        let _workspace = side.workspace;
+        let _ports = (side.workspace, side.network);
         self.serve(side.channel, side.power).await;
     }
 
@@ -269,6 +276,13 @@ impl Init {
                     ControlReply::Attached
                 }
                 ControlRequest::Prepare { .. } => ControlReply::Prepared,
+                ControlRequest::Trust { ca_pem } => {
+                    self.told.send(Told::Trusted(ca_pem)).unwrap();
+                    if !self.answer_trust {
+                        continue;
+                    }
+                    ControlReply::Trusted
+                }
                 ControlRequest::Ping { .. } => {
                     let _test_is_over = self.told.send(Told::Pinged);
                     if !self.answer_pings {

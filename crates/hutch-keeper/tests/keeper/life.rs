@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::fake::{FakeVmm, FakeWorkspace, Told, crashing};
+use crate::fake_proxy::FakeNetwork;
 use crate::setup::{Guest, Sandbox, event, spec};
 
 const LONG: Duration = Duration::from_secs(30);
@@ -351,7 +352,11 @@ async fn a_second_keeper_says_that_it_runs_already() {
     let second = hutch_keeper::keep(
         sandbox.store.clone(),
         sandbox.settings.clone(),
-        Parts { vmm: guest.vmm(), workspace: Arc::new(FakeWorkspace::new()) },
+        Parts {
+            vmm: guest.vmm(),
+            workspace: Arc::new(FakeWorkspace::new()),
+            network: Arc::new(FakeNetwork::none()),
+        },
         || panic!("must not listen"),
         (commands, received),
     )

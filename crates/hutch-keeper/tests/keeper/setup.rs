@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hutch_api::{Open, Phase, Request, Response, Status};
-use hutch_keeper::{Command, KeeperError, Parts, Settings};
+use hutch_keeper::{Command, KeeperError, Parts, Settings, Start};
 use hutch_store::{
     Draft, HostPath, LastEnd, Layout, SandboxName, SandboxRecord, Store, TemplateReference,
     Workspace,
@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::fake::{FakeVmm, FakeWorkspace, GuestSide, Init, Told};
+use crate::fake_proxy::FakeNetwork;
 
 /// A sandbox on disk.
 pub(crate) struct Sandbox {
@@ -64,7 +65,9 @@ impl Sandbox {
             initramfs: at("initramfs"),
             template_image: at("template"),
             accelerator: Accelerator::Tcg,
+            network: None,
             idle_timeout: None,
+            start: Start::Warm,
             boot_timeout: Duration::from_secs(60),
         };
         Self { _base: base, store, record, settings }
@@ -80,9 +83,19 @@ impl Sandbox {
 
     /// Starts a keeper and waits until it listens.
     pub(crate) async fn keep(&self, vmm: Arc<FakeVmm>, workspace: FakeWorkspace) -> Keeper {
+        self.keep_networked(vmm, workspace, FakeNetwork::none()).await
+    }
+
+    /// The same with a network, if the settings have one.
+    pub(crate) async fn keep_networked(
+        &self,
+        vmm: Arc<FakeVmm>,
+        workspace: FakeWorkspace,
+        network: FakeNetwork,
+    ) -> Keeper {
         let (commands, received) = mpsc::channel(8);
         let (listening, heard) = oneshot::channel();
-        let parts = Parts { vmm, workspace: Arc::new(workspace) };
+        let parts = Parts { vmm, workspace: Arc::new(workspace), network: Arc::new(network) };
         let kept = tokio::spawn(hutch_keeper::keep(
             self.store.clone(),
             self.settings.clone(),
@@ -207,6 +220,7 @@ impl Guest {
             told: tell,
             refuse_attach: false,
             answer_pings: true,
+            answer_trust: true,
             power_off: true,
             release: released,
         };

@@ -1,0 +1,153 @@
+//! The sandbox's way out as the keeper sees it: the proxy worker with its credential broker, and the policy.
+//!
+//! ```text
+//!   policy        the policy file: read at the start, changed, put back
+//!   worker        the first conversation with the worker, and the later ones
+//!   service       answers what command lines ask about the network, one after the other
+//!   environment   the variables that make programs in the guest use the proxy
+//! ```
+//!
+//! Invariant: a policy is on disk before it is in force, and in force before a command is told so.
+
+mod environment;
+mod policy;
+mod service;
+mod worker;
+
+use std::error::Error;
+use std::fmt;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hutch_proxy::{BrokerSpec, Spawn};
+use hutch_store::{Program, Programs};
+use hutch_vmm::BoxFuture;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+pub(crate) use self::environment::variables;
+pub(crate) use self::policy::PolicyFile;
+pub(crate) use self::service::{Network, NetworkTask};
+pub(crate) use self::worker::WorkerLink;
+use crate::driver::chain;
+use crate::process::{ProcessLog, watch_end};
+
+/// What the network is started with.
+#[derive(Debug)]
+pub struct NetworkStart {
+    /// The VM's network port.
+    pub port: UnixStream,
+    /// The sandbox's network directory; it exists.
+    pub directory: PathBuf,
+    /// Receives the log of both processes.
+    pub log: PathBuf,
+}
+
+/// A network that was started.
+#[derive(Debug)]
+pub struct NetworkStarted {
+    /// The proxy worker.
+    pub worker: Box<dyn NetworkWorker>,
+    /// To the worker: the messages of `hutch_proxy::control`.
+    pub control: UnixStream,
+    /// To the broker: messages with the caller's variables.
+    pub credentials: UnixStream,
+}
+
+/// Starts the network of sandboxes.
+pub trait NetworkHost: fmt::Debug + Send + Sync {
+    /// Starts one. On an error, one sentence, nothing is left behind.
+    fn start(&self, start: NetworkStart) -> BoxFuture<'_, Result<NetworkStarted, String>>;
+}
+
+/// A running proxy worker. Dropping it kills it, and its broker.
+pub trait NetworkWorker: fmt::Debug + Send {
+    /// Its process number.
+    fn pid(&self) -> u32;
+    /// Waits until it has ended, and says how in one sentence. Cancel safe; may be called again afterwards.
+    fn wait(&mut self) -> BoxFuture<'_, String>;
+    /// Ends it at once.
+    fn kill(&mut self);
+}
+
+/// The program `hutch-proxy`.
+#[derive(Debug)]
+pub struct HutchProxy {
+    /// Where to look for it.
+    pub programs: Programs,
+    /// Where credentials are looked for.
+    pub broker: BrokerSpec,
+}
+
+impl NetworkHost for HutchProxy {
+    fn start(&self, start: NetworkStart) -> BoxFuture<'_, Result<NetworkStarted, String>> {
+        Box::pin(async move {
+            let program = self.programs.find(Program::Proxy).map_err(|error| error.to_string())?;
+            started(&program, start, self.broker.clone()).map_err(|error| chain(error.as_ref()))
+        })
+    }
+}
+
+fn started(
+    program: &Path,
+    start: NetworkStart,
+    broker: BrokerSpec,
+) -> Result<NetworkStarted, Box<dyn Error + Send + Sync>> {
+    let port = start.port.into_std()?;
+    port.set_nonblocking(false)?;
+    let (log, writer) = ProcessLog::start(&start.log)?;
+    let spawn = Spawn { port: port.into(), directory: start.directory, log: writer, broker };
+    let proxy = hutch_proxy::spawn(program, spawn)?;
+    let ended = watch_end("proxy end", proxy.process().as_fd().try_clone_to_owned()?)?;
+    let stream = |stream: &std::os::unix::net::UnixStream| {
+        let stream = stream.try_clone()?;
+        stream.set_nonblocking(true)?;
+        UnixStream::from_std(stream)
+    };
+    let (control, credentials) = (stream(&proxy.control)?, stream(&proxy.credentials)?);
+    let worker = Box::new(Worker { proxy, ended, log, how: None });
+    Ok(NetworkStarted { worker, control, credentials })
+}
+
+/// Both processes.
+#[derive(Debug)]
+struct Worker {
+    proxy: hutch_proxy::Proxy,
+    /// Becomes true when the worker has ended.
+    ended: watch::Receiver<bool>,
+    log: ProcessLog,
+    how: Option<String>,
+}
+
+impl NetworkWorker for Worker {
+    fn pid(&self) -> u32 {
+        self.proxy.pid()
+    }
+
+    fn wait(&mut self) -> BoxFuture<'_, String> {
+        Box::pin(async {
+            if let Some(how) = &self.how {
+                return how.clone();
+            }
+            // The watching thread cannot end before it has told.
+            let _told = self.ended.wait_for(|ended| *ended).await.is_ok();
+            let how = match self.proxy.wait(Duration::ZERO) {
+                Ok(Some(status)) => status.to_string(),
+                Ok(None) => "it closed its process".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            let how = match self.log.last_error().await {
+                Some(error) => format!("{how}: {error}"),
+                None => how,
+            };
+            self.how.insert(how).clone()
+        })
+    }
+
+    fn kill(&mut self) {
+        if let Err(error) = self.proxy.kill() {
+            tracing::warn!(%error, "the proxy cannot be killed");
+        }
+    }
+}

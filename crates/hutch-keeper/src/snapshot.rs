@@ -1,0 +1,293 @@
+//! The saved VM that sandboxes of one shape start from: which one it is, and how it is made.
+//!
+//! ```text
+//!   boot ─▶ init answers ─▶ Prepare ─▶ hang up ─▶ save ─▶ resume once and ask ─▶ publish
+//! ```
+//!
+//! It is made before anything of a sandbox exists: its data disk is an empty placeholder that init does not touch, and
+//! nothing but the shape ([`Shape`]) is known. What a resumed VM still shares with others, the kernel's random numbers
+//! above all, init replaces when it is attached. Invariant: only a snapshot that was resumed and answered is published.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hutch_store::{FileError, MakeError, SnapshotKey, Snapshots};
+use hutch_vmm::{Accelerator, DiskSpec, Memory, SaveError, Snapshot, StartError, Vm, VmSpec, Vmm};
+use hutch_wire::guest::{
+    Bytes, CHANNEL_PORT, ControlReply, ControlRequest, DATA_DISK, Open, TEMPLATE_DISK,
+};
+use hutch_wire::{Connection, Limits, Role, Stream, message};
+use tokio::time::timeout;
+
+use crate::attach::realtime_ns;
+use crate::guest;
+use crate::log::guest_text;
+use crate::machine::PORTS;
+
+/// Changes whenever a snapshot of an older Hutch must not be resumed although nothing else in the key tells.
+const FORMAT: &str = "hutch snapshot 1";
+/// How long the guest is left alone after the host hung up: the loss must be behind it when it is saved.
+const SETTLE: Duration = Duration::from_millis(500);
+/// How long a resumed guest may take to answer. An emulated one takes 0.1 s on a machine with nothing else to do.
+pub(crate) const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+/// No reply of init is longer.
+const REPLY_MAX: u32 = 8 * 1024;
+
+/// Everything that a snapshot depends on and that is chosen: sandboxes of the same shape share it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shape {
+    /// What runs the guest.
+    pub accelerator: Accelerator,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Size of the data disk in bytes.
+    pub disk_bytes: u64,
+    /// Kernel image.
+    pub kernel: PathBuf,
+    /// Initramfs.
+    pub initramfs: PathBuf,
+    /// The template's disk image.
+    pub template_image: PathBuf,
+}
+
+/// What is needed to make a snapshot.
+#[derive(Debug, Clone)]
+pub struct Making<'a> {
+    /// Starts the VMs.
+    pub vmm: &'a dyn Vmm,
+    /// Where snapshots are kept.
+    pub snapshots: &'a Snapshots,
+    /// What is made.
+    pub shape: &'a Shape,
+    /// Files of the template that should be in the guest's memory.
+    pub files: Vec<PathBuf>,
+    /// An empty directory of ours for logs and what the VMM must name; the caller removes it.
+    pub scratch: &'a Path,
+    /// How long the guest may take to boot.
+    pub boot_timeout: Duration,
+}
+
+/// Why no snapshot was made.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The store has it, or somebody makes it, or cannot take it.
+    #[error(transparent)]
+    Store(#[from] MakeError),
+    /// A file of it.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// An image of the guest.
+    #[error("{} cannot be used: {source}", path.display())]
+    Image {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The VM did not start.
+    #[error("the virtual machine to be saved did not start: {0}")]
+    Start(String),
+    /// The guest did not get ready.
+    #[error("the guest to be saved did not get ready: {0}")]
+    Guest(String),
+    /// Saving failed.
+    #[error("the virtual machine cannot be saved")]
+    Save(#[from] SaveError),
+    /// What was saved does not work.
+    #[error("the saved virtual machine does not resume: {0}")]
+    Resume(String),
+}
+
+impl Shape {
+    /// The key of its snapshot: the shape, the content of its images as far as the file system tells, the VMM, and the
+    /// version of what we speak with init.
+    pub fn key(&self, vmm: &dyn Vmm) -> Result<SnapshotKey, SnapshotError> {
+        let mut facts = vec![
+            FORMAT.as_bytes().to_vec(),
+            hutch_wire::VERSION_MAX.to_string().into_bytes(),
+            self.disk_bytes.to_string().into_bytes(),
+        ];
+        for image in [&self.kernel, &self.initramfs, &self.template_image] {
+            facts.push(identity(image)?.into_bytes());
+        }
+        let nothing = || File::open("/dev/null").map_err(image_error(Path::new("/dev/null")));
+        let disks = [
+            DiskSpec { file: nothing()?.into(), read_only: true, serial: TEMPLATE_DISK.to_owned() },
+            DiskSpec { file: nothing()?.into(), read_only: false, serial: DATA_DISK.to_owned() },
+        ];
+        let spec = self.spec(disks, Path::new("/"));
+        let start_error = |error: StartError| SnapshotError::Start(crate::driver::chain(&error));
+        facts.extend(vmm.fingerprint(&spec).map_err(start_error)?);
+        Ok(SnapshotKey::of(facts.iter().map(Vec::as_slice)))
+    }
+
+    fn spec(&self, disks: [DiskSpec; 2], scratch: &Path) -> VmSpec {
+        VmSpec {
+            accelerator: self.accelerator,
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+            memory: Memory::Anonymous,
+            kernel: self.kernel.clone(),
+            initramfs: self.initramfs.clone(),
+            kernel_arguments: Vec::new(),
+            disks: disks.into(),
+            ports: PORTS.map(str::to_owned).to_vec(),
+            serial_log: scratch.join("serial.log"),
+            vmm_log: scratch.join("vmm.log"),
+            scratch: scratch.join("vm"),
+        }
+    }
+}
+
+/// What tells one state of an image from every other.
+fn identity(image: &Path) -> Result<String, SnapshotError> {
+    let metadata = std::fs::metadata(image).map_err(image_error(image))?;
+    Ok(format!(
+        "{} {} {} {} {}",
+        image.display(),
+        metadata.ino(),
+        metadata.len(),
+        metadata.mtime(),
+        metadata.mtime_nsec()
+    ))
+}
+
+fn image_error(path: &Path) -> impl Fn(io::Error) -> SnapshotError {
+    let path = path.to_owned();
+    move |source| SnapshotError::Image { path: path.clone(), source }
+}
+
+/// Makes the snapshot of a shape. [`MakeError::Exists`] and [`MakeError::Busy`] are errors of [`SnapshotError::Store`].
+/// On any error nothing is left behind.
+pub async fn make(making: &Making<'_>) -> Result<SnapshotKey, SnapshotError> {
+    let Making { vmm, snapshots, shape, .. } = making;
+    let key = shape.key(*vmm)?;
+    let files = snapshots.make(&key)?;
+    let scratch = making.scratch.join("vm");
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&scratch)
+        .map_err(image_error(&scratch))?;
+
+    let started = tokio::time::Instant::now();
+    let mut spec = making.spec()?;
+    spec.memory = Memory::File(files.memory()?.into());
+    let mut vm = making.start(spec).await?;
+    let paths = making.files.iter().map(|file| Bytes::from(file.as_os_str().as_encoded_bytes()));
+    timeout(making.boot_timeout, prepare(vm.as_mut(), paths.collect()))
+        .await
+        .unwrap_or_else(|_| Err("it was not ready in time".to_owned()))
+        .map_err(SnapshotError::Guest)?;
+    tokio::time::sleep(SETTLE).await;
+    vm.save(files.state()?.into()).await?;
+    vm.kill();
+    vm.wait().await;
+    drop(vm);
+    tracing::info!(ms = started.elapsed().as_millis(), "saved");
+
+    let tried = files.files()?;
+    let snapshot = Snapshot { memory: tried.memory.into(), state: tried.state.into() };
+    let mut vm = vmm
+        .resume(making.spec()?, snapshot)
+        .await
+        .map_err(|error| SnapshotError::Resume(crate::driver::chain(&error)))?;
+    timeout(ANSWERS_WITHIN, answers(vm.as_mut()))
+        .await
+        .unwrap_or_else(|_| Err("it does not answer".to_owned()))
+        .map_err(SnapshotError::Resume)?;
+    vm.kill();
+    vm.wait().await;
+    files.publish()?;
+    tracing::info!(key = key.as_str(), "published");
+    Ok(key)
+}
+
+impl Making<'_> {
+    fn spec(&self) -> Result<VmSpec, SnapshotError> {
+        let shape = self.shape;
+        let image = &shape.template_image;
+        let template = File::open(image).map_err(image_error(image))?;
+        Ok(shape.spec(
+            [
+                DiskSpec {
+                    file: template.into(),
+                    read_only: true,
+                    serial: TEMPLATE_DISK.to_owned(),
+                },
+                DiskSpec {
+                    file: self.placeholder().map_err(image_error(self.scratch))?,
+                    read_only: false,
+                    serial: DATA_DISK.to_owned(),
+                },
+            ],
+            self.scratch,
+        ))
+    }
+
+    /// A data disk of the right size with nothing on it, and without a name.
+    fn placeholder(&self) -> io::Result<OwnedFd> {
+        let path = self.scratch.join("placeholder");
+        let file =
+            File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
+        std::fs::remove_file(&path)?;
+        file.set_len(self.shape.disk_bytes)?;
+        Ok(file.into())
+    }
+
+    async fn start(&self, spec: VmSpec) -> Result<Box<dyn Vm>, SnapshotError> {
+        self.vmm
+            .start(spec)
+            .await
+            .map_err(|error| SnapshotError::Start(crate::driver::chain(&error)))
+    }
+}
+
+/// Has init do what every sandbox needs, and hangs up. An error is one sentence.
+async fn prepare(vm: &mut dyn Vm, files: Vec<Bytes>) -> Result<(), String> {
+    let (connection, mut control) = connect(vm).await?;
+    match ask(&mut control, &ControlRequest::Prepare { files }).await? {
+        ControlReply::Prepared => {
+            // Init's last word on this connection; then the port is free for the next.
+            connection.closed().await;
+            Ok(())
+        }
+        ControlReply::Failed { reason } => Err(guest_text(&reason)),
+        _ => Err("it answered something else than was asked".to_owned()),
+    }
+}
+
+/// Whether a resumed guest is one that can be talked to.
+async fn answers(vm: &mut dyn Vm) -> Result<(), String> {
+    let (_connection, mut control) = connect(vm).await?;
+    match ask(&mut control, &ControlRequest::Ping { realtime_ns: realtime_ns() }).await? {
+        ControlReply::Pong => Ok(()),
+        _ => Err("it answered something else than was asked".to_owned()),
+    }
+}
+
+async fn connect(vm: &mut dyn Vm) -> Result<(Connection, Stream), String> {
+    // The other ports are let go with the map: the guest opens them when it is attached.
+    let port =
+        vm.take_ports().remove(CHANNEL_PORT).ok_or_else(|| "it has no channel".to_owned())?;
+    let (connection, _incoming) = tokio::select! {
+        end = vm.wait() => return Err(format!("it ended: {end:?}")),
+        connected = Connection::establish(port, Role::Client, Limits::default()) =>
+            connected.map_err(|error| guest::lost(&error))?,
+    };
+    let payload = postcard::to_stdvec(&Open::Control).map_err(|error| error.to_string())?;
+    let control =
+        connection.open(&payload).await.map_err(|error| guest_text(&error.to_string()))?;
+    Ok((connection, control))
+}
+
+async fn ask(control: &mut Stream, request: &ControlRequest) -> Result<ControlReply, String> {
+    message::write(control, request).await.map_err(|error| error.to_string())?;
+    message::read(control, REPLY_MAX).await.map_err(|error| guest_text(&error.to_string()))
+}
