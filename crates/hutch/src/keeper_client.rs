@@ -28,8 +28,8 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::failure::{Blame, Failure};
 use crate::plugin::Face;
 use crate::printer::guest_sentence;
-use crate::warm::StartMode;
 use crate::settings::UserSettings;
+use crate::warm::StartMode;
 
 /// No answer of a keeper is longer.
 const RESPONSE_MAX: u32 = 64 * 1024;

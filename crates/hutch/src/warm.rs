@@ -143,8 +143,10 @@ impl SnapshotCommand {
         let failed = |error: std::io::Error| {
             Failure::host(format!("{} cannot be run: {error}", self.program.display()))
         };
-        let output =
-            hutch_sys::spawn::command(&self.program).args(&self.arguments).output().map_err(failed)?;
+        let output = hutch_sys::spawn::command(&self.program)
+            .args(&self.arguments)
+            .output()
+            .map_err(failed)?;
         let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         if !output.status.success() {
             let why = guest_sentence(&said(&output.stderr));

@@ -50,4 +50,3 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
         Ok(())
     }))
 }
-

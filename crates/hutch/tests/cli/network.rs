@@ -292,7 +292,7 @@ fn running(world: &World, cut: u32, notes: &[&str]) -> PlayedKeeper {
                 addresses: vec!["192.0.2.1".to_owned()],
             })
         }
-        other => panic!("{other:?} was not expected"),
+        other => Response::Failed { reason: format!("{other:?} was not expected") },
     })
 }
 
