@@ -14,7 +14,7 @@ const LONGEST_TRAILER: usize = 16 << 10;
 
 /// Reads a chunked body.
 #[derive(Debug, Default)]
-pub(crate) struct Chunked {
+pub struct Chunked {
     state: State,
 }
 
@@ -30,7 +30,7 @@ enum State {
 
 /// The next part of a body.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Part {
+pub enum Part {
     /// Bytes.
     Data(Bytes),
     /// The end, with the trailer's fields.
@@ -39,12 +39,12 @@ pub(crate) enum Part {
 
 impl Chunked {
     /// Whether the end was read.
-    pub(crate) fn is_done(&self) -> bool {
+    pub fn is_done(&self) -> bool {
         self.state == State::Done
     }
 
     /// Takes the next part from what arrived; none if more is needed.
-    pub(crate) fn next(&mut self, arrived: &mut BytesMut) -> Result<Option<Part>, Fault> {
+    pub fn next(&mut self, arrived: &mut BytesMut) -> Result<Option<Part>, Fault> {
         loop {
             match self.state {
                 State::Size => {

@@ -20,7 +20,7 @@
 mod accept;
 pub mod broker;
 pub mod ca;
-mod chunked;
+pub mod chunked;
 mod confine;
 pub mod control;
 mod credential;
@@ -39,6 +39,8 @@ mod scrub;
 pub mod secret_command;
 pub mod spawn;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod tunnel;
 mod upstream;
 pub mod worker;
