@@ -35,7 +35,7 @@ use crate::machine::{Machine, Scratch, vm_spec};
 use crate::snapshot::{ANSWERS_WITHIN, Shape};
 use crate::state::{Sessions, Stage, State};
 use crate::workspace::{WorkspaceStart, WorkspaceWorker};
-use crate::{Parts, Settings, Start, attach, privileges};
+use crate::{Parts, Settings, Start, attach};
 
 /// What others ask of the driver.
 #[derive(Debug, Clone)]
@@ -227,7 +227,7 @@ impl Driver<'_> {
                 return Err(Ending::over(format!("the guest was not ready within {limit} s")));
             }
         };
-        privileges::give_up_when_running();
+        (self.parts.give_up)().map_err(|error| Ending::over(chain(&error)))?;
         if let Some(serving) = serving {
             serving.answer(machine, guest.control.asker());
         }

@@ -33,6 +33,7 @@ use std::time::Duration;
 
 use hutch_policy::settings::NetworkSettings;
 use hutch_store::{FileError, KeeperRecord, LastEnd, LoadError, LockError, SandboxName, Store};
+use hutch_sys::jail::JailError;
 use hutch_sys::process::{ProcessError, ProcessIdentity};
 use hutch_vmm::{Accelerator, Vmm};
 use tokio::sync::mpsc;
@@ -40,7 +41,7 @@ use tokio::sync::mpsc;
 pub use self::driver::Command;
 pub use self::log::start_log;
 pub use self::network::{HutchProxy, NetworkHost, NetworkStart, NetworkStarted, NetworkWorker};
-pub use self::privileges::give_up_at_start;
+pub use self::privileges::{give_up_at_start, give_up_when_running};
 pub use self::server::ServerError;
 pub use self::workspace::{HutchWorkspace, WorkspaceHost, WorkspaceStart, WorkspaceWorker};
 
@@ -94,6 +95,8 @@ pub struct Parts {
     pub workspace: Arc<dyn WorkspaceHost>,
     /// Starts the proxy.
     pub network: Arc<dyn NetworkHost>,
+    /// Gives up what the process needs no more, once everything runs: [`give_up_when_running`] in the program.
+    pub give_up: fn() -> Result<(), JailError>,
 }
 
 /// Why a keeper could not begin.

@@ -176,6 +176,7 @@ fn run(
         vmm: Arc::new(hutch_vmm::qemu::Qemu::discover(arguments.qemu.as_deref())?),
         workspace: Arc::new(HutchWorkspace { programs: programs.clone() }),
         network: Arc::new(HutchProxy { programs, broker }),
+        give_up: hutch_keeper::give_up_when_running,
     };
     let settings = Settings {
         sandbox: arguments.sandbox,

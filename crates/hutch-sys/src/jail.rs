@@ -18,7 +18,7 @@ pub use self::landlock::FileAccess;
 use self::landlock::{FileRule, Ruleset};
 pub use self::privileges::{Capabilities, Identity};
 pub use self::report::{JailReport, Outcome, Stage};
-pub use self::syscalls::{SystemCalls, networking, privileged};
+pub use self::syscalls::{SystemCalls, networking, privileged, refuse_in_every_thread};
 
 /// Why a jail could not be prepared or entered.
 #[derive(Debug, thiserror::Error)]

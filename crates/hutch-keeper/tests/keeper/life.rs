@@ -356,6 +356,7 @@ async fn a_second_keeper_says_that_it_runs_already() {
             vmm: guest.vmm(),
             workspace: Arc::new(FakeWorkspace::new()),
             network: Arc::new(FakeNetwork::none()),
+            give_up: || Ok(()),
         },
         || panic!("must not listen"),
         (commands, received),

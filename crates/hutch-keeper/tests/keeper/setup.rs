@@ -95,7 +95,12 @@ impl Sandbox {
     ) -> Keeper {
         let (commands, received) = mpsc::channel(8);
         let (listening, heard) = oneshot::channel();
-        let parts = Parts { vmm, workspace: Arc::new(workspace), network: Arc::new(network) };
+        let parts = Parts {
+            vmm,
+            workspace: Arc::new(workspace),
+            network: Arc::new(network),
+            give_up: || Ok(()),
+        };
         let kept = tokio::spawn(hutch_keeper::keep(
             self.store.clone(),
             self.settings.clone(),

@@ -100,9 +100,26 @@ impl SystemCalls {
     }
 }
 
+/// Has these system calls fail with `EPERM` in every thread of the calling process, those that run already included: for
+/// a process that gives something up long after its start. Takes new privileges away with it.
+///
+/// Only a filter can do so: Landlock reaches the threads that run already from ABI 8 on alone.
+pub fn refuse_in_every_thread(calls: Vec<i64>) -> Result<JailReport, JailError> {
+    let mut report = JailReport::default();
+    if let Some(filter) = SystemCalls::AllBut(calls).compile(&mut report)? {
+        outcome(seccompiler::apply_filter_all_threads(&filter))
+            .map_err(|source| JailError::Enter { stage: Stage::SystemCalls, source })?;
+    }
+    Ok(report)
+}
+
 /// Puts the filter on the calling thread. Async-signal-safe.
 pub(super) fn apply(filter: &BpfProgram) -> io::Result<()> {
-    match seccompiler::apply_filter(filter) {
+    outcome(seccompiler::apply_filter(filter))
+}
+
+fn outcome(applied: Result<(), seccompiler::Error>) -> io::Result<()> {
+    match applied {
         Ok(()) => Ok(()),
         Err(seccompiler::Error::Prctl(error) | seccompiler::Error::Seccomp(error)) => Err(error),
         Err(_) => Err(io::ErrorKind::InvalidInput.into()),
