@@ -194,6 +194,8 @@ impl TestEnvironment {
             .variable("USER", "tester")
             .variable("HUTCH_HOME", self.path("state"))
             .variable("HUTCH_IMAGES", self.images())
+            // Each test says itself when it wants a snapshot: the first to start would make one for all others.
+            .variable("HUTCH_START", "cold")
             .variable("XDG_RUNTIME_DIR", self.path("run"));
         for (name, value) in &self.variables {
             invocation = invocation.variable(name, value);

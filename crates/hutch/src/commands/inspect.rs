@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use hutch_store::{LastEnd, SandboxName, SandboxRecord};
+use hutch_api::Request;
+use hutch_store::{LastEnd, SandboxName, SandboxRecord, Store};
 use serde::Serialize;
 use tokio::time::{Duration, timeout};
 
@@ -33,6 +34,8 @@ struct Entry {
     name: SandboxName,
     created_at: String,
     status: &'static str,
+    #[serde(flatten)]
+    start: Option<Start>,
     agent: String,
     template: String,
     template_digest: String,
@@ -66,6 +69,16 @@ struct Workspace {
 struct Keeper {
     pid: u32,
     socket_path: String,
+}
+
+/// How the running sandbox came up.
+#[derive(Debug, Serialize)]
+struct Start {
+    /// `warm`: resumed from a snapshot; `cold`: booted.
+    started: &'static str,
+    /// Milliseconds until sessions could begin.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ready_ms: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -120,7 +133,14 @@ fn entry(
             None
         }
     };
+    let start = if running {
+        let asked = timeout(ANSWER, start(context, store, &record.name));
+        block_on(async { Ok(asked.await) })?.ok().flatten()
+    } else {
+        None
+    };
     Ok(Entry {
+        start,
         network,
         id: record.id.to_string(),
         created_at: format!("{:.9}", record.created_at),
@@ -147,6 +167,14 @@ fn entry(
         directory: store.paths(&record.name).directory.display().to_string(),
         name: record.name,
     })
+}
+
+/// How it came up, if it is up.
+async fn start(context: &Context, store: &Store, name: &SandboxName) -> Option<Start> {
+    let keeper = keeper_client::running(store, name, context.face).await.ok()??;
+    let status = keeper.status(&Request::Status).await.ok()?;
+    let started = if status.resumed { "warm" } else { "cold" };
+    Some(Start { started, ready_ms: status.ready_ms })
 }
 
 /// What it may reach. A sandbox that is just starting is not waited for.
