@@ -134,8 +134,9 @@ fn entry(
         }
     };
     let start = if running {
-        let asked = timeout(ANSWER, start(context, store, &record.name));
-        block_on(async { Ok(asked.await) })?.ok().flatten()
+        block_on(async {
+            Ok(timeout(ANSWER, start(context, store, &record.name)).await.ok().flatten())
+        })?
     } else {
         None
     };
