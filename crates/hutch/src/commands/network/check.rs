@@ -107,11 +107,13 @@ fn sentence(place: &Authority, checked: &NetworkChecked) -> String {
     };
     let mut text = String::new();
     // Infallible: a String can always grow.
-    let _: std::fmt::Result =
-        writeln!(text, "{place} is {verdict}: {}", escaped_line(&checked.reason));
-    for (label, value) in
-        [("rule", Some(checked.rule.clone())), ("addresses", Some(addresses)), ("TLS", tls)]
-    {
+    let _: std::fmt::Result = writeln!(text, "{place} is {verdict}");
+    for (label, value) in [
+        ("reason", Some(checked.reason.clone())),
+        ("rule", Some(checked.rule.clone())),
+        ("addresses", Some(addresses)),
+        ("TLS", tls),
+    ] {
         if let Some(value) = value {
             let _: std::fmt::Result = writeln!(text, "  {label:<10} {}", escaped_line(&value));
         }
@@ -138,7 +140,8 @@ mod tests {
             addresses: vec!["192.0.2.1".to_owned(), "2001:db8::1".to_owned()],
         };
         insta::assert_snapshot!(sentence(&place("api.example.com"), &checked), @r"
-        api.example.com:443 is allowed: the rule allows it\x1b[2J
+        api.example.com:443 is allowed
+          reason     the rule allows it\x1b[2J
           rule       api.example.com
           addresses  192.0.2.1, 2001:db8::1
           TLS        terminated here; requests get the credential of example
@@ -146,7 +149,8 @@ mod tests {
         checked.allowed = false;
         checked.addresses.clear();
         insta::assert_snapshot!(sentence(&place("[::1]:80"), &checked), @r"
-        [::1]:80 is denied: the rule allows it\x1b[2J
+        [::1]:80 is denied
+          reason     the rule allows it\x1b[2J
           rule       api.example.com
           addresses  none found
         ");
