@@ -1,9 +1,8 @@
 //! The workspaces' file system in the guest: FUSE, with the host's worker at the other end of a port.
 //!
 //! ```text
-//!   programs ─▶ kernel ─▶ /dev/fuse ── requests thread ──▶ port ─▶ worker on the host
-//!                 ▲           ▲◀─ replies ── replies thread ◀─┤
-//!                 │           ▲◀─ notifications ◀─ queue ◀────┤   a thread of their own: the kernel may hold a
+//!   programs ─▶ kernel ─▶ /dev/fuse ◀── requests, replies ──▶ port ◀─▶ worker on the host   [`pump`]
+//!                 ▲           ▲◀─ notifications ◀─ queue ◀────┤   a thread of their own: the kernel may hold a
 //!                 │                                           │   notification up until a reply comes
 //!                 └── changes for watchers ◀── events ◀───────┘   [`events`]
 //! ```
@@ -16,21 +15,22 @@ mod device;
 mod events;
 mod local;
 mod port;
+mod pump;
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
-use hutch_wire::workspace::{CODE_EVENT, Event, Hello, OPCODE_HELLO, OPCODE_SEEN, Seen, VERSION};
+use hutch_wire::workspace::{Hello, OPCODE_HELLO, OPCODE_SEEN, Seen, VERSION};
 use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use self::device::Device;
 use self::port::{Replies, Requests};
+use self::pump::Pump;
 use crate::log;
 
 /// Why the workspaces' file system cannot be mounted.
@@ -64,8 +64,7 @@ pub struct WorkspacePump {
 /// Mounts the workspaces' file system on an existing directory and starts to pass messages. Returns when the worker has
 /// answered: number `i` of the workspaces is then there under the decimal name `i`.
 pub fn start(port: OwnedFd, mount_point: &Path) -> Result<WorkspacePump, WorkspaceError> {
-    // Two threads wait for it and nothing else: a blocking call is one system call a message less.
-    rustix::io::ioctl_fionbio(&port, false).map_err(|error| WorkspaceError::Port(error.into()))?;
+    rustix::io::ioctl_fionbio(&port, true).map_err(|error| WorkspaceError::Port(error.into()))?;
     let port = Arc::new(port);
     let requests = Arc::new(Requests::new(Arc::clone(&port)));
     let (notify, notifications) = channel();
@@ -92,18 +91,9 @@ pub fn start(port: OwnedFd, mount_point: &Path) -> Result<WorkspacePump, Workspa
         spawn("workspace-notify", move || pass_notifications(&device, &requests, &notifications))?;
     }
     {
-        let (device, mount_point) = (Arc::clone(&device), mount_point.to_owned());
-        spawn("workspace-in", move || {
-            let end = pass_replies(&device, Replies::new(port), &notify, &tell);
-            abort(&mount_point, "from the host", end);
-        })?;
-    }
-    {
         let mount_point = mount_point.to_owned();
-        spawn("workspace-out", move || {
-            let end = pass_requests(&device, &requests);
-            abort(&mount_point, "to the host", end);
-        })?;
+        let pump = Pump::new(device, requests, Replies::new(port), notify, tell);
+        spawn("workspace-pump", move || abort(&mount_point, pump.run()))?;
     }
     // The first look waits until the worker has answered the kernel's first request.
     let root =
@@ -136,63 +126,14 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Workspa
 }
 
 /// Ends the file system for everybody: whoever waits for an answer gets an error, and so does whoever asks later.
-fn abort(mount_point: &Path, direction: &str, end: io::Result<()>) {
+fn abort(mount_point: &Path, end: io::Result<()>) {
     match end {
         // Unmounted: the usual end.
         Ok(()) => return,
-        Err(error) => log::warn(format!("workspaces lost, messages {direction}: {error}")),
+        Err(error) => log::warn(format!("workspaces lost: {error}")),
     }
     // Forcing aborts the connection before it fails because the file system is in use.
     unmount(mount_point, UnmountFlags::FORCE).ok();
-}
-
-/// Kernel to host, until the file system is unmounted.
-fn pass_requests(device: &Device, requests: &Requests) -> io::Result<()> {
-    let mut buffer = vec![0; device::REQUEST_BUFFER];
-    loop {
-        match device.read(&mut buffer) {
-            Ok(0) | Err(Errno::NODEV) => return Ok(()),
-            Ok(len) => {
-                let request = buffer.get(..len).unwrap_or_default();
-                match local::answer(request) {
-                    // Who asked may have been killed.
-                    Some(reply) => drop(device.write(&reply)),
-                    None => requests.send(request)?,
-                }
-            }
-            // The kernel took the request back; there will be others.
-            Err(Errno::INTR | Errno::NOENT | Errno::AGAIN) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// Host to kernel, until the port ends.
-fn pass_replies(
-    device: &Device,
-    mut replies: Replies,
-    notify: &Sender<Vec<u8>>,
-    tell: &Sender<Event>,
-) -> io::Result<()> {
-    let mut message = Vec::new();
-    loop {
-        let header = replies.receive(&mut message)?;
-        if header.unique != 0 {
-            match device.write(&message) {
-                // The program that asked has been killed.
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(Errno::NODEV) => return Ok(()),
-                Err(error) => log::warn(format!("the kernel refused an answer: {error}")),
-            }
-        } else if header.code == CODE_EVENT {
-            let body = message.get(port::REPLY_HEADER_LEN..).unwrap_or_default();
-            if let Ok(event) = Event::decode(body) {
-                tell.send(event).ok();
-            }
-        } else {
-            notify.send(std::mem::take(&mut message)).ok();
-        }
-    }
 }
 
 /// Notifications to the kernel, in order.

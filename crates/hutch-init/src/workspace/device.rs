@@ -25,7 +25,8 @@ impl Device {
     /// The kernel checks permissions itself (`default_permissions`) with the owners and modes that the worker shows, for
     /// every user of the guest (`allow_other`). Device nodes of the host mean nothing here.
     pub(super) fn mount(mount_point: &Path) -> io::Result<Self> {
-        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        // Reading does not wait: the pump waits for the port at the same time.
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let device = rustix::fs::open("/dev/fuse", flags, Mode::empty())?;
         let options = format!(
             "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other,max_read={}",
@@ -37,7 +38,12 @@ impl Device {
         Ok(Self(device))
     }
 
-    /// Takes the kernel's next request.
+    /// The descriptor, to wait for it.
+    pub(super) fn descriptor(&self) -> &OwnedFd {
+        &self.0
+    }
+
+    /// Takes the kernel's next request; `EAGAIN` when there is none.
     pub(super) fn read(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
         rustix::io::read(&self.0, buffer)
     }

@@ -1,0 +1,151 @@
+//! Requests to the host and its answers to the kernel, by one thread that waits for both.
+//!
+//! One thread, because both ways are one trip: a program waits for the answer to its request, and each change of threads
+//! costs an emulated guest as much as the message. For the same reason the thread does not sleep at once when there is
+//! nothing to do: after an answer the next request mostly comes within microseconds, and after a request its answer.
+//! So long as it looks again it gives the processor to everybody else who wants it.
+//!
+//! It never waits for the port to take a message while answers may be waiting: the host may not read before it has got
+//! rid of them. While a request is on its way out, no other is taken from the kernel.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use hutch_wire::workspace::{CODE_EVENT, Event};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::thread::sched_yield;
+
+use super::device::{Device, REQUEST_BUFFER};
+use super::local;
+use super::port::{REPLY_HEADER_LEN, Replies, Reply, Requests};
+use crate::log;
+
+/// How often it looks again before it sleeps. On one processor never: nobody else could do anything meanwhile.
+const LOOKS: u32 = 48;
+
+/// What one look came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Something,
+    Nothing,
+    /// The file system is unmounted.
+    End,
+}
+
+/// The thread's work.
+#[derive(Debug)]
+pub(super) struct Pump {
+    device: Arc<Device>,
+    requests: Arc<Requests>,
+    replies: Replies,
+    notify: Sender<Vec<u8>>,
+    tell: Sender<Event>,
+    looks: u32,
+}
+
+impl Pump {
+    pub(super) fn new(
+        device: Arc<Device>,
+        requests: Arc<Requests>,
+        replies: Replies,
+        notify: Sender<Vec<u8>>,
+        tell: Sender<Event>,
+    ) -> Self {
+        let alone = std::thread::available_parallelism().is_ok_and(|count| count.get() == 1);
+        let looks = if alone { 0 } else { LOOKS };
+        Self { device, requests, replies, notify, tell, looks }
+    }
+
+    /// Passes messages until the file system is unmounted or the port fails.
+    pub(super) fn run(mut self) -> io::Result<()> {
+        let mut buffer = vec![0; REQUEST_BUFFER];
+        let mut looked = 0;
+        loop {
+            let answer = self.pass_reply()?;
+            let request = self.pass_request(&mut buffer)?;
+            match (answer, request) {
+                (Look::End, _) | (_, Look::End) => return Ok(()),
+                (Look::Nothing, Look::Nothing) if looked >= self.looks => {
+                    looked = 0;
+                    if self.wait()? == Look::End {
+                        return Ok(());
+                    }
+                }
+                (Look::Nothing, Look::Nothing) => {
+                    looked += 1;
+                    sched_yield();
+                }
+                _ => looked = 0,
+            }
+        }
+    }
+
+    /// Sleeps until there is something to do.
+    fn wait(&self) -> io::Result<Look> {
+        let (of_port, of_device) = if self.requests.is_clear() {
+            (PollFlags::IN, PollFlags::IN)
+        } else {
+            (PollFlags::IN | PollFlags::OUT, PollFlags::empty())
+        };
+        let mut wanted = [
+            PollFd::new(self.requests.port(), of_port),
+            PollFd::new(self.device.descriptor(), of_device),
+        ];
+        match poll(&mut wanted, None) {
+            // Unmounted, while the host still owed answers.
+            Ok(_) if wanted[1].revents().contains(PollFlags::ERR) => Ok(Look::End),
+            Ok(_) | Err(Errno::INTR) => Ok(Look::Nothing),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Kernel to host.
+    fn pass_request(&self, buffer: &mut [u8]) -> io::Result<Look> {
+        let left = self.requests.left();
+        if left > 0 {
+            let moved = self.requests.flush()? < left;
+            return Ok(if moved { Look::Something } else { Look::Nothing });
+        }
+        match self.device.read(buffer) {
+            Ok(0) | Err(Errno::NODEV) => Ok(Look::End),
+            Ok(len) => {
+                let request = buffer.get(..len).unwrap_or_default();
+                match local::answer(request) {
+                    // Who asked may have been killed.
+                    Some(reply) => drop(self.device.write(&reply)),
+                    None => self.requests.send(request)?,
+                }
+                Ok(Look::Something)
+            }
+            Err(Errno::AGAIN) => Ok(Look::Nothing),
+            // The kernel took the request back; there will be others.
+            Err(Errno::INTR | Errno::NOENT) => Ok(Look::Something),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Host to kernel.
+    fn pass_reply(&mut self) -> io::Result<Look> {
+        let Some(Reply { code, unique, message }) = self.replies.receive()? else {
+            return Ok(Look::Nothing);
+        };
+        if unique != 0 {
+            match self.device.write(message) {
+                // The program that asked has been killed.
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(Errno::NODEV) => return Ok(Look::End),
+                Err(error) => log::warn(format!("the kernel refused an answer: {error}")),
+            }
+        } else if code == CODE_EVENT {
+            let body = message.get(REPLY_HEADER_LEN..).unwrap_or_default();
+            if let Ok(event) = Event::decode(body) {
+                self.tell.send(event).ok();
+            }
+        } else {
+            self.notify.send(message.to_vec()).ok();
+        }
+        Ok(Look::Something)
+    }
+}
