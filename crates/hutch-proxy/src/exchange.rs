@@ -101,6 +101,14 @@ pub trait Scrub: Send {
     /// Takes what arrived and appends to `out` what may go on: what is held back comes out with later bytes, or, at
     /// the `end`, now.
     fn scrub(&mut self, arrived: &[u8], end: bool, out: &mut Vec<u8>);
+
+    /// Whether [`Scrub::release`] would give anything.
+    fn releasable(&self) -> bool {
+        false
+    }
+
+    /// Nothing followed for a while: appends those of the bytes held back that tell nothing.
+    fn release(&mut self, _out: &mut Vec<u8>) {}
 }
 
 /// Keeps what happened.

@@ -22,7 +22,7 @@ use hutch_policy::policy::{Decision, HostVerdict, Verdict};
 use hutch_policy::refusal::Refusal;
 use hyper::body::{Body as _, Incoming};
 
-use crate::exchange::{Answer, Body, Destination, Prepared, Scrub, full};
+use crate::exchange::{Answer, Body, Destination, Note, Prepared, Scrub, full};
 use crate::gate::{Gate, State};
 use crate::head::strip_hop;
 use crate::live::{Admitted, Guard};
@@ -185,7 +185,7 @@ async fn attempt(
     };
     entry.record.address = kept.peer.map(|peer| peer.ip().to_string());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return upgraded(response, upgrade.is_some(), guard, answer);
+        return upgraded(response, upgrade.is_some(), guard, answer).await;
     }
     let mut response = response.map(|body| body.map_err(Into::into).boxed_unsync());
     strip_hop(response.headers_mut());
@@ -196,6 +196,9 @@ async fn attempt(
             received = answer.receive(response) => received,
         };
         response = received.map_err(|withheld| broken(withheld.0))?;
+        if let Some(Note(note)) = response.extensions_mut().remove::<Note>() {
+            entry.record.error = Some(note);
+        }
     }
     // Made anew from the body that there is in the end; kept where there is none.
     if !bodiless && response.status() != StatusCode::NOT_MODIFIED {
@@ -322,7 +325,7 @@ fn address(
     Ok(())
 }
 
-fn upgraded(
+async fn upgraded(
     mut response: Response<Incoming>,
     asked: bool,
     guard: Guard,
@@ -332,6 +335,11 @@ fn upgraded(
         return Err(broken("the server changed the protocol unasked".to_owned()));
     }
     let server = hyper::upgrade::on(&mut response);
+    let scrub = answer.as_ref().and_then(|answer| answer.upgraded());
+    let mut response = response.map(|_| crate::exchange::empty());
+    if let Some(answer) = answer {
+        response = answer.receive(response).await.map_err(|withheld| broken(withheld.0))?;
+    }
     let (mut parts, _) = response.into_parts();
     let protocol = parts.headers.get(header::UPGRADE).cloned();
     strip_hop(&mut parts.headers);
@@ -340,7 +348,6 @@ fn upgraded(
     if let Some(protocol) = protocol {
         parts.headers.insert(header::UPGRADE, protocol);
     }
-    let scrub = answer.as_ref().and_then(|answer| answer.upgraded());
     Ok(Ready::Upgraded(Response::from_parts(parts, ()), server, guard, scrub))
 }
 

@@ -177,11 +177,6 @@ impl Scrubber {
         self.pending.len() - self.released
     }
 
-    /// Whether some of what is held back may go out when nothing follows.
-    pub(crate) fn releasable(&self) -> bool {
-        self.released < self.pending.len().min(self.needles.release)
-    }
-
     /// Takes what arrived and gives what may go on. Copies nothing when there is nothing to mask or to hold back.
     pub(crate) fn push(&mut self, arrived: Bytes) -> Bytes {
         if self.pending.is_empty()
@@ -201,14 +196,6 @@ impl Scrubber {
         self.scrub(&[], true, &mut out);
         Bytes::from(out)
     }
-
-    /// Gives the few bytes of what is held back that tell nothing; to be called when nothing follows for a while.
-    pub(crate) fn release(&mut self) -> Bytes {
-        let until = self.pending.len().min(self.needles.release).max(self.released);
-        let out = Bytes::copy_from_slice(&self.pending[self.released..until]);
-        self.released = until;
-        out
-    }
 }
 
 impl Scrub for Scrubber {
@@ -226,6 +213,16 @@ impl Scrub for Scrubber {
         }
         self.pending.drain(..hold);
         self.released = self.released.saturating_sub(hold);
+    }
+
+    fn releasable(&self) -> bool {
+        self.released < self.pending.len().min(self.needles.release)
+    }
+
+    fn release(&mut self, out: &mut Vec<u8>) {
+        let until = self.pending.len().min(self.needles.release).max(self.released);
+        out.extend_from_slice(&self.pending[self.released..until]);
+        self.released = until;
     }
 }
 

@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::AsyncReadExt as _;
+use tokio::time::Sleep;
 
 use crate::exchange::Scrub;
 use crate::live::Cut;
+use crate::scrub::body::QUIET;
 use crate::stream::Io;
 
 /// Bytes that are moved at once.
@@ -69,6 +71,8 @@ struct Direction {
     state: State,
     needs_flush: bool,
     scrub: Option<Box<dyn Scrub>>,
+    /// Runs while nothing comes and something is held back.
+    quiet: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +84,14 @@ enum State {
 
 impl Direction {
     fn new(scrub: Option<Box<dyn Scrub>>) -> Self {
-        Self { buffer: Vec::new(), start: 0, state: State::Moving, needs_flush: false, scrub }
+        Self {
+            buffer: Vec::new(),
+            start: 0,
+            state: State::Moving,
+            needs_flush: false,
+            scrub,
+            quiet: None,
+        }
     }
 
     fn poll(
@@ -149,11 +160,12 @@ impl Direction {
         let read = match pin!(from.read_buf(&mut self.buffer)).poll(context) {
             Poll::Pending => {
                 self.buffer = Vec::new();
-                return Poll::Pending;
+                return self.poll_quiet(context).map(Ok);
             }
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
             Poll::Ready(Ok(read)) => read,
         };
+        self.quiet = None;
         if read == 0 {
             self.state = State::Ending;
         }
@@ -163,5 +175,17 @@ impl Direction {
             self.buffer = clean;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// After a moment without more, the few held bytes go on that may: somebody waits for the end of a message.
+    fn poll_quiet(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(scrub) = self.scrub.as_mut().filter(|scrub| scrub.releasable()) else {
+            return Poll::Pending;
+        };
+        let quiet = self.quiet.get_or_insert_with(|| Box::pin(tokio::time::sleep(QUIET)));
+        ready!(quiet.as_mut().poll(context));
+        self.quiet = None;
+        scrub.release(&mut self.buffer);
+        Poll::Ready(())
     }
 }

@@ -1,11 +1,9 @@
 //! Which source wins, that changes are seen, and that nobody gets what is not theirs.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use hutch_secrets::store::{ServiceName, Store};
-use tokio::net::UnixStream;
 
 use super::*;
 use crate::credential::Broker;

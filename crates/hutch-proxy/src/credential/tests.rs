@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 use super::*;
 use crate::broker::{self, Sources};
 use crate::control::CallerEnvironment;
-use crate::exchange::{Note, Scrub as _, empty, full};
+use crate::exchange::{Note, empty, full};
 use crate::spawn::BrokerSpec;
 
 /// An injector for some services, and the host behind it.
@@ -173,7 +173,7 @@ async fn a_service_of_the_users_own_works_like_any_other() {
     let sent = [("x-mine", "a"), ("authorization", "b"), ("cookie", "c=d"), ("x-other", "e")];
     let prepared = world.get("api.mine.test:443", &sent).await;
     assert_eq!(header(&prepared, "x-mine"), Some("Key mine-key;v=1"));
-    assert_eq!(header(&prepared, "authorization").or(header(&prepared, "cookie")), None);
+    assert_eq!(header(&prepared, "authorization").or_else(|| header(&prepared, "cookie")), None);
     assert_eq!(header(&prepared, "x-other"), Some("e"));
     // A port that was written down is served however the client speaks.
     let plain = world.prepare("localhost:8080", false, get(&[])).await.unwrap();

@@ -1,6 +1,6 @@
 //! A sign-in and its renewal, as the clients do them: the guest's side sees sentinels, the server's side tokens.
 
-use http::{Method, header};
+use http::Method;
 
 use super::*;
 use crate::credential::tests::{World, get};
@@ -18,9 +18,9 @@ async fn post(
     let request = Request::builder()
         .method(Method::POST)
         .uri(path)
-        .header(header::CONTENT_TYPE, kind)
-        .header(header::TRANSFER_ENCODING, "chunked")
-        .header(header::ACCEPT_ENCODING, "gzip")
+        .header(CONTENT_TYPE, kind)
+        .header(TRANSFER_ENCODING, "chunked")
+        .header(http::header::ACCEPT_ENCODING, "gzip")
         .body(full(text))
         .unwrap();
     world.prepare(place, true, request).await
@@ -29,10 +29,10 @@ async fn post(
 async fn sent(prepared: &mut Prepared) -> String {
     let body = std::mem::replace(prepared.request.body_mut(), crate::exchange::empty());
     let bytes = body.collect().await.unwrap().to_bytes();
-    let length = prepared.request.headers()[header::CONTENT_LENGTH].to_str().unwrap().to_owned();
+    let length = prepared.request.headers()[CONTENT_LENGTH].to_str().unwrap().to_owned();
     assert_eq!(length, bytes.len().to_string());
-    assert!(!prepared.request.headers().contains_key(header::TRANSFER_ENCODING));
-    assert_eq!(prepared.request.headers()[header::ACCEPT_ENCODING], "identity");
+    assert!(!prepared.request.headers().contains_key(TRANSFER_ENCODING));
+    assert_eq!(prepared.request.headers()[http::header::ACCEPT_ENCODING], "identity");
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
@@ -44,14 +44,14 @@ async fn answered(
 ) -> Result<String, Withheld> {
     let response = Response::builder()
         .status(status)
-        .header(header::CONTENT_TYPE, kind)
+        .header(CONTENT_TYPE, kind)
         .header("x-echo", "refresh-token-1 access-token-2")
         .body(full(text))
         .unwrap();
     let response = prepared.answer.unwrap().receive(response).await?;
     let (parts, body) = response.into_parts();
     let bytes = body.collect().await.unwrap().to_bytes();
-    if let Some(length) = parts.headers.get(header::CONTENT_LENGTH) {
+    if let Some(length) = parts.headers.get(CONTENT_LENGTH) {
         assert_eq!(length.to_str().unwrap(), bytes.len().to_string());
     }
     Ok(format!("{:?} {}", parts.headers["x-echo"], String::from_utf8_lossy(&bytes)))

@@ -11,7 +11,7 @@ use http_body_util::BodyExt as _;
 use tokio::time::Sleep;
 
 use super::{Needles, Scrubber};
-use crate::exchange::{Body, BodyError};
+use crate::exchange::{Body, BodyError, Scrub as _};
 
 /// After so long without more, the few bytes go out that may.
 pub(crate) const QUIET: Duration = Duration::from_millis(50);
@@ -77,7 +77,9 @@ impl http_body::Body for Scrubbed {
                     match quiet.as_mut().poll(context) {
                         Poll::Ready(()) => {
                             this.quiet = None;
-                            this.scrubber.release()
+                            let mut out = Vec::new();
+                            this.scrubber.release(&mut out);
+                            Bytes::from(out)
                         }
                         Poll::Pending => return Poll::Pending,
                     }

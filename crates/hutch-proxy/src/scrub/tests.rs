@@ -70,7 +70,7 @@ fn every_spelling_is_masked_wherever_it_is_cut() {
         let text = [b"{\"before\": ".as_slice(), &spelling, b", after}"].concat();
         let whole = scrub_cut(&needles, &text, &[]);
         assert_eq!(whole.len(), text.len());
-        for form in super::forms::of(KEY.as_bytes()) {
+        for form in forms::of(KEY.as_bytes()) {
             assert!(!contains(&whole, &form), "{}", String::from_utf8_lossy(&whole));
         }
         assert!(whole.starts_with(b"{\"before\": ") && whole.ends_with(b", after}"));
@@ -92,7 +92,7 @@ proptest! {
         let Ok(secret) = Secret::parse(secret) else { return Ok(()) };
         prop_assume!(secret.expose().len() >= SHORTEST);
         let needles = Arc::new(Needles::new([&secret]).unwrap());
-        let forms = super::forms::of(secret.expose().as_bytes());
+        let forms = forms::of(secret.expose().as_bytes());
         let mut text = Vec::new();
         for (kind, noise, place) in &parts {
             match kind % 4 {
@@ -130,7 +130,7 @@ proptest! {
         let mut out = Vec::new();
         for part in [&KEY[..first], &KEY[first..last], &KEY[last..], " and more"] {
             out.extend_from_slice(&scrubber.push(Bytes::copy_from_slice(part.as_bytes())));
-            out.extend_from_slice(&scrubber.release());
+            scrubber.release(&mut out);
         }
         out.extend_from_slice(&scrubber.finish());
         prop_assert_eq!(out.len(), KEY.len() + 9);
@@ -220,7 +220,7 @@ impl http_body::Body for Slow {
             match self.0.pop_front() {
                 Some(Some(text)) => return Poll::Ready(Some(Ok(Frame::data(text.into())))),
                 Some(None) => {
-                    self.1 = Some(Box::pin(tokio::time::sleep(Duration::from_secs(3600))))
+                    self.1 = Some(Box::pin(tokio::time::sleep(Duration::from_secs(3600))));
                 }
                 None => return Poll::Ready(None),
             }
