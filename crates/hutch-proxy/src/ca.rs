@@ -188,6 +188,20 @@ impl Ca {
     }
 
     fn make_server(&self, host: &Host) -> Result<ServerConfig, CaError> {
+        let leaf = self.leaf(host)?;
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.leaf_key.serialize_der()));
+        let mut config =
+            ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()?
+                .with_no_client_auth()
+                .with_single_cert(vec![leaf, self.certificate.clone()], key)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
+        config.send_tls13_tickets = 1;
+        Ok(config)
+    }
+
+    fn leaf(&self, host: &Host) -> Result<CertificateDer<'static>, CaError> {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![match host {
             Host::Name(name) => SanType::DnsName(name.as_str().try_into()?),
@@ -205,17 +219,7 @@ impl Ca {
         // One key for all: each certificate needs a number of its own.
         params.serial_number = Some(serial()?);
         set_life(&mut params, LEAF_LIFE);
-        let leaf = params.signed_by(&self.leaf_key, &self.issuer)?;
-        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.leaf_key.serialize_der()));
-        let mut config =
-            ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-                .with_safe_default_protocol_versions()?
-                .with_no_client_auth()
-                .with_single_cert(vec![leaf.der().clone(), self.certificate.clone()], key)?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
-        config.send_tls13_tickets = 1;
-        Ok(config)
+        Ok(params.signed_by(&self.leaf_key, &self.issuer)?.der().clone())
     }
 }
 
@@ -337,3 +341,6 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CaError> {
     };
     write().map_err(|source| CaError::File { path: path.to_owned(), source })
 }
+
+#[cfg(test)]
+mod tests;

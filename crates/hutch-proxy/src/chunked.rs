@@ -149,3 +149,6 @@ fn has_bare_line_end(bytes: &[u8]) -> bool {
         bare
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -370,3 +370,6 @@ pub(crate) fn strip_hop(fields: &mut HeaderMap) {
         fields.insert(header::TE, HeaderValue::from_static("trailers"));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -205,7 +205,7 @@ fn plug(start: &Start, directory: &Path, link: UnixStream) -> Result<Plugged, St
 }
 
 /// Serves the port until it ends.
-async fn serve(gate: &Arc<Gate>, port: UnixStream) {
+pub(crate) async fn serve(gate: &Arc<Gate>, port: UnixStream) {
     let (connection, mut incoming) = match Connection::establish(port, Role::Client, LIMITS).await {
         Ok(established) => established,
         Err(error) => {
