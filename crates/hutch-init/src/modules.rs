@@ -5,6 +5,7 @@
 //! ([`asked`]), mostly by another name, which `aliases` knows. A module that does not load is a line in the log:
 //! whether the sandbox can do without shows later, in an error that says what is missing.
 
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -167,9 +168,18 @@ fn load(directory: &Path, file: &str) {
 
 fn try_load(directory: &Path, file: &str) -> io::Result<()> {
     let module = File::open(directory.join(file))?;
-    match finit_module(module, c"", 0) {
+    match finit_module(module, parameters(file), 0) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// What a module is told.
+fn parameters(file: &str) -> &'static CStr {
+    match file {
+        // It makes an interface of its own otherwise, which nobody asked for.
+        "dummy.ko" => c"numdummies=0",
+        _ => c"",
     }
 }
 

@@ -44,9 +44,13 @@ const PROXY_PORT: u16 = hutch_wire::network::PROXY_PORT;
 const CAPTURE_PORT: u16 = 3129;
 const DNS_PORT: u16 = 53;
 
-/// Settings of the kernel that containers' traffic needs.
-const SETTINGS: [(&str, &str); 2] =
-    [("/proc/sys/net/ipv4/ip_forward", "1"), ("/proc/sys/net/ipv6/conf/all/forwarding", "1")];
+/// Settings of the kernel.
+const SETTINGS: [(&str, &str); 2] = [
+    // Without it, what containers send and is not captured is dropped without a word instead of refused.
+    ("/proc/sys/net/ipv4/ip_forward", "1"),
+    // Everybody may send pings, as programs expect; where they cannot go the kernel says so.
+    ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
+];
 
 /// What is there before anyone knows which sandbox this is.
 #[derive(Debug)]

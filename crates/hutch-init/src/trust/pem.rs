@@ -18,6 +18,11 @@ impl Certificate {
         (fits && text.bytes().all(base64)).then_some(Self(text))
     }
 
+    /// Whether this is the text of the certificate. Ends at the first difference: a bundle has many others.
+    fn is_in(&self, text: &str) -> bool {
+        text.bytes().filter(|byte| !byte.is_ascii_whitespace()).eq(self.0.bytes())
+    }
+
     /// Its bytes.
     pub(super) fn der(&self) -> Option<Vec<u8>> {
         let mut out = Vec::with_capacity(self.0.len() / 4 * 3);
@@ -45,15 +50,16 @@ impl Certificate {
 }
 
 /// A certificate's place in a text.
-struct Found {
+struct Found<'a> {
     start: usize,
     end: usize,
-    certificate: Option<Certificate>,
+    inside: &'a str,
 }
 
 /// All certificates in a text; what else is in it does not matter.
 pub(super) fn certificates(text: &[u8]) -> Vec<Certificate> {
-    find(&String::from_utf8_lossy(text)).into_iter().filter_map(|one| one.certificate).collect()
+    let text = String::from_utf8_lossy(text);
+    find(&text).into_iter().filter_map(|one| Certificate::new(one.inside)).collect()
 }
 
 /// The text without these certificates. Ends with a line's end.
@@ -62,7 +68,7 @@ pub(super) fn without(text: &[u8], gone: &[&Certificate]) -> Vec<u8> {
     let mut out = String::with_capacity(text.len());
     let mut at = 0;
     for found in find(&text) {
-        if found.certificate.is_some_and(|one| gone.contains(&&one)) {
+        if gone.iter().any(|one| one.is_in(found.inside)) {
             out.push_str(&text[at..found.start]);
             at = found.end;
         }
@@ -93,7 +99,7 @@ pub(super) fn write(certificates: &[Certificate]) -> String {
     out
 }
 
-fn find(text: &str) -> Vec<Found> {
+fn find(text: &str) -> Vec<Found<'_>> {
     let mut all = Vec::new();
     let mut at = 0;
     while let Some(start) = text[at..].find(BEGIN).map(|found| at + found) {
@@ -105,8 +111,7 @@ fn find(text: &str) -> Vec<Found> {
         } else if text[end..].starts_with('\n') {
             end += 1;
         }
-        let certificate = Certificate::new(&text[inside..inside + length]);
-        all.push(Found { start, end, certificate });
+        all.push(Found { start, end, inside: &text[inside..inside + length] });
         at = end;
     }
     all
