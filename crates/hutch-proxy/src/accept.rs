@@ -346,7 +346,7 @@ async fn tunnel(
         address: dialed.address,
         bypassed: how == How::Bypass,
     };
-    let guard = match gate.admit(admitted) {
+    let guard = match gate.admit(&admitted) {
         Ok(guard) => guard,
         Err(verdict) => return entry.refuse(&verdict),
     };

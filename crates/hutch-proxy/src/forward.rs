@@ -176,7 +176,7 @@ async fn attempt(
     let Prepared { request, credential, answer } =
         prepare(gate, &state, place, asked, entry).await?;
     entry.record.credential = credential;
-    let guard = gate.admit(admitted(place, kept.address))?;
+    let guard = gate.admit(&admitted(place, kept.address))?;
     let sent = send(gate, &state, &key, &verdict, &mut kept, request, upgrade.as_deref());
     let response = tokio::select! {
         biased;

@@ -122,7 +122,11 @@ impl Front {
             )),
             (Entrance::Inside(place), Target::Absolute { secure, authority, path }) => {
                 if *secure != place.secure {
-                    return Reply::Response(self.fronting(place, authority, accept_of(&head)));
+                    return Reply::Response(self.fronting(
+                        place,
+                        authority,
+                        accept_of(&head).as_deref(),
+                    ));
                 }
                 let (authority, path) = (authority.clone(), path.clone());
                 self.inside(place, head, &authority, true, path, body).await
@@ -154,7 +158,7 @@ impl Front {
                 let place = Place { also, ..place.clone() };
                 self.forward(&place, head, path, body).await
             }
-            Err(()) => Reply::Response(self.fronting(place, host, accept_of(&head))),
+            Err(()) => Reply::Response(self.fronting(place, host, accept_of(&head).as_deref())),
         }
     }
 
@@ -186,14 +190,14 @@ impl Front {
         &self,
         place: &Place,
         host: &Authority,
-        accept: Option<String>,
+        accept: Option<&str>,
     ) -> Response<Body> {
         let reason = format!("the request is for {host}, its connection for {}", place.authority);
         let verdict = Verdict::refused(FRONTING, reason);
         let mut record = refused_record(&self.gate, &place.authority, &verdict);
         record.status = Some(StatusCode::MISDIRECTED_REQUEST.as_u16());
         self.gate.log(record);
-        let mut response = refusal(&self.gate, host, &verdict, accept.as_deref());
+        let mut response = refusal(&self.gate, host, &verdict, accept);
         *response.status_mut() = StatusCode::MISDIRECTED_REQUEST;
         response
     }
@@ -256,7 +260,7 @@ pub(crate) async fn answer_http2(
     let accept = parts.headers.get(http::header::ACCEPT);
     let accept = accept.and_then(|accept| accept.to_str().ok()).map(str::to_owned);
     let Ok(also) = agreed(place, &host.0, host.1) else {
-        return front.fronting(place, &host.0, accept);
+        return front.fronting(place, &host.0, accept.as_deref());
     };
     let path = parts.uri.into_parts().path_and_query;
     let path = path.unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));

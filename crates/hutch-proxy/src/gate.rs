@@ -188,9 +188,10 @@ impl Gate {
     }
 
     /// Enters a connection among the live ones, unless the policy of now refuses it.
-    pub(crate) fn admit(&self, admitted: Admitted) -> Result<Guard, Verdict> {
+    pub(crate) fn admit(&self, admitted: &Admitted) -> Result<Guard, Verdict> {
         let guard = self.live.add(admitted.clone());
-        self.passes(&self.state.load(), &admitted)?;
+        // After it was added: a policy that is put in place now either finds it there or is this one.
+        self.passes(&self.state.load(), admitted)?;
         Ok(guard)
     }
 

@@ -136,7 +136,7 @@ impl Connection {
 
     async fn refuse(&mut self, response: Response<Body>) -> io::Result<()> {
         let asked = Asked { head: false, version: Version::HTTP_11, keep_alive: false };
-        response::write(&mut self.writer, response, asked, || std::future::pending()).await?;
+        response::write(&mut self.writer, response, asked, std::future::pending).await?;
         self.writer.shutdown().await
     }
 

@@ -295,3 +295,6 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     rustix::net::sockopt::set_tcp_keepidle(&stream, Duration::from_secs(60))?;
     Ok(stream)
 }
+
+#[cfg(test)]
+mod tests;

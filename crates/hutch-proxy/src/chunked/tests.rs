@@ -2,8 +2,11 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Reads a body that comes in pieces: its bytes, its trailer, and what is left.
-fn read(bytes: &[u8], piece: usize) -> Result<Option<(Vec<u8>, HeaderMap, Vec<u8>)>, Fault> {
+/// A body's bytes, its trailer, and what is left.
+type Whole = (Vec<u8>, HeaderMap, Vec<u8>);
+
+/// Reads a body that comes in pieces.
+fn read(bytes: &[u8], piece: usize) -> Result<Option<Whole>, Fault> {
     let mut chunked = Chunked::default();
     let mut arrived = BytesMut::new();
     let mut data = Vec::new();

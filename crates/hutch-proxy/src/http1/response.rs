@@ -53,7 +53,7 @@ where
     fields(&mut out, &parts.headers, bodiless && parts.status != StatusCode::NO_CONTENT);
     match (framing, length) {
         (Framing::Length, Some(length)) => {
-            put(&mut out, format_args!("content-length: {length}\r\n"))
+            put(&mut out, format_args!("content-length: {length}\r\n"));
         }
         (Framing::Chunked, _) => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         _ => {}
@@ -64,17 +64,37 @@ where
         out.extend_from_slice(b"connection: keep-alive\r\n");
     }
     out.extend_from_slice(b"\r\n");
-    let mut left = length;
-    while framing != Framing::None {
-        let frame = match soon(&mut body).await {
+    if framing != Framing::None {
+        write_body(writer, &mut out, &mut body, framing, gone).await?;
+    }
+    writer.write_all(&out).await?;
+    writer.flush().await?;
+    Ok(keep)
+}
+
+/// Writes a body; what of it is left in `out` at the end is still to be written.
+async fn write_body<W, G>(
+    writer: &mut W,
+    out: &mut BytesMut,
+    body: &mut Body,
+    framing: Framing,
+    gone: impl Fn() -> G,
+) -> io::Result<()>
+where
+    W: AsyncWrite + Unpin,
+    G: Future<Output = io::Error>,
+{
+    let mut left = body.size_hint().exact();
+    loop {
+        let frame = match soon(body).await {
             Some(frame) => frame,
             None => {
                 // Nothing more at the moment: what there is goes out now.
-                writer.write_all(&out).await?;
+                writer.write_all(out).await?;
                 writer.flush().await?;
                 out.clear();
                 tokio::select! {
-                    frame = next(&mut body) => frame,
+                    frame = next(body) => frame,
                     error = gone() => return Err(error),
                 }
             }
@@ -92,13 +112,13 @@ where
                     *left =
                         left.checked_sub(data.len() as u64).ok_or(io::ErrorKind::InvalidData)?;
                 }
-                send(writer, &mut out, &data, framing).await?;
+                send(writer, out, &data, framing).await?;
             }
             Err(frame) => {
                 if framing == Framing::Chunked {
                     out.extend_from_slice(b"0\r\n");
                     if let Ok(trailers) = frame.into_trailers() {
-                        fields(&mut out, &trailers, false);
+                        fields(out, &trailers, false);
                     }
                     out.extend_from_slice(b"\r\n");
                 }
@@ -110,9 +130,7 @@ where
         // Shorter than it said: the client must not take it for whole.
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    writer.write_all(&out).await?;
-    writer.flush().await?;
-    Ok(keep)
+    Ok(())
 }
 
 /// The head of a response after which the stream is something else.
