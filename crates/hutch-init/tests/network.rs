@@ -302,6 +302,33 @@ fn loopback_is_nobody_elses_business() {
 }
 
 #[test]
+fn one_source_port_may_have_several_destinations() {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
+    in_guest(Worker::Tells, || {
+        // As the kernel does by itself when a program has many connections: both look the same once they are captured.
+        let source: SocketAddr = "198.19.255.254:40000".parse().unwrap();
+        let mut all = Vec::new();
+        for last in 1..=3 {
+            let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+            sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+            bind(&socket, &source).unwrap();
+            let began = Instant::now();
+            let destination: Ipv4Addr = Ipv4Addr::new(203, 0, 113, last);
+            connect(&socket, &SocketAddr::from((destination, 80))).unwrap();
+            // A packet that was lost is sent again after a second.
+            assert!(began.elapsed() < Duration::from_millis(900), "{:?}", began.elapsed());
+            all.push((TcpStream::from(socket), destination));
+        }
+        for (mut socket, destination) in all {
+            socket.shutdown(Shutdown::Write).unwrap();
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer).unwrap();
+            assert_eq!(answer, captured(Destination::Address(destination.into()), 80));
+        }
+    });
+}
+
+#[test]
 fn a_thousand_connections_live_at_once() {
     in_guest(Worker::Tells, || {
         let address: IpAddr = NOWHERE.parse().unwrap();
