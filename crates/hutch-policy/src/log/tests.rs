@@ -236,7 +236,7 @@ fn encoded(text: &str, mask: u32) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     /// Wherever a credential stands in a URL, it is not in what is logged.
     #[test]
