@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use hutch_policy::settings::Service;
+use hutch_policy::settings::NetworkSettings;
 use hutch_store::SandboxRecord;
 use hutch_wire::guest::{AttachSpec, Bytes, WorkspaceMount};
 
@@ -72,14 +72,14 @@ pub(crate) fn attach_spec(record: &SandboxRecord) -> Result<AttachSpec, AttachEr
 }
 
 /// Tells the sandbox of its network: the certificate to trust, and the variables that make programs use the proxy.
-pub(crate) fn add_network(spec: &mut AttachSpec, ca_pem: String, services: &[Service]) {
-    let variables = network::variables(&ca_pem, services);
+pub(crate) fn add_network(spec: &mut AttachSpec, ca_pem: &str, settings: &NetworkSettings) {
+    let variables = network::variables(ca_pem, &settings.services);
     let pair = |(name, value): (String, String)| {
         (Bytes::from(name.into_bytes()), Bytes::from(value.into_bytes()))
     };
     // First, so that what a person said of the sandbox wins.
     spec.environment.splice(0..0, variables.into_iter().map(pair));
-    spec.ca_pem = ca_pem;
+    spec.ca_pem = network::trusted(ca_pem, &settings.extra_roots_pem);
 }
 
 /// The environment of every session. `TERM` is the session's own.

@@ -26,7 +26,7 @@ use hutch_vmm::BoxFuture;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
-pub(crate) use self::environment::variables;
+pub(crate) use self::environment::{trusted, variables};
 pub(crate) use self::policy::PolicyFile;
 pub(crate) use self::service::{Network, NetworkTask};
 pub(crate) use self::worker::WorkerLink;
@@ -149,5 +149,68 @@ impl NetworkWorker for Worker {
         if let Err(error) = self.proxy.kill() {
             tracing::warn!(%error, "the proxy cannot be killed");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A program in the proxy's place, and a start of it with the VM's end of its port.
+    fn program(script: &str) -> (TempDir, HutchProxy, NetworkStart, UnixStream) {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("hutch-proxy");
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o755).open(&path).unwrap();
+        file.write_all(format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
+        drop(file);
+        let programs = Programs::new(Some(base.path()), &path);
+        let host = HutchProxy { programs, broker: BrokerSpec::default() };
+        let (port, vm) = UnixStream::pair().unwrap();
+        let (directory, log) = (base.path().join("network"), base.path().join("log"));
+        (base, host, NetworkStart { port, directory, log }, vm)
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_fails_is_told_with_its_reason() {
+        let script = "[ \"$1\" = worker ] || exec sleep 60
+            echo '2026 ERROR x: no certificate for '\"$2\" >&2\nread x\nexit 3";
+        let (base, host, start, vm) = program(script);
+        let mut started = host.start(start).await.unwrap();
+        // The port is its input.
+        drop(vm);
+        let how = started.worker.wait().await;
+        let directory = base.path().join("network");
+        assert_eq!(how, format!("exit status: 3: no certificate for {}", directory.display()));
+        assert_eq!(started.worker.wait().await, how);
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_is_killed_takes_its_broker_along() {
+        let script = "exec sleep 60";
+        let (base, host, start, _vm) = program(script);
+        let mut started = host.start(start).await.unwrap();
+        assert!(started.worker.pid() > 0);
+        started.worker.kill();
+        assert_eq!(started.worker.wait().await, "signal: 9 (SIGKILL)");
+        // The broker's end of its stream closes with it.
+        let mut rest = [0];
+        let read = tokio::io::AsyncReadExt::read(&mut started.credentials, &mut rest).await;
+        assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+        drop(base);
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_is_not_installed_is_named() {
+        let (base, host, start, _vm) = program("exit 0");
+        std::fs::remove_file(base.path().join("hutch-proxy")).unwrap();
+        let missing = host.start(start).await.unwrap_err();
+        assert!(missing.contains("hutch-proxy"), "{missing}");
     }
 }

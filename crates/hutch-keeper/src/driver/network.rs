@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
-use hutch_policy::settings::Service;
+use hutch_policy::settings::NetworkSettings;
 use hutch_proxy::control::Start;
 use hutch_wire::guest::AttachSpec;
 use tokio::net::UnixStream;
@@ -32,13 +32,13 @@ pub(super) struct Serving {
     link: WorkerLink,
     credentials: UnixStream,
     ca_pem: String,
-    services: Vec<Service>,
+    settings: NetworkSettings,
 }
 
 /// What the guest must be told of the network.
 pub(super) struct ForGuest {
     ca_pem: String,
-    services: Vec<Service>,
+    settings: NetworkSettings,
 }
 
 impl Driver<'_> {
@@ -99,10 +99,10 @@ pub(super) async fn serve(
     let (link, ca_pem) = WorkerLink::start(control, &start)
         .await
         .map_err(|reason| format!("the network cannot be started: {reason}"))?;
-    let services = start.settings.services;
+    let settings = start.settings;
     let _not_needed_any_more =
-        tell.send(Some(ForGuest { ca_pem: ca_pem.clone(), services: services.clone() }));
-    Ok(Some(Serving { policy, link, credentials, ca_pem, services }))
+        tell.send(Some(ForGuest { ca_pem: ca_pem.clone(), settings: settings.clone() }));
+    Ok(Some(Serving { policy, link, credentials, ca_pem, settings }))
 }
 
 /// The sandbox with its network, once that is known.
@@ -111,8 +111,8 @@ pub(super) async fn attached(
     told: oneshot::Receiver<Option<ForGuest>>,
 ) -> Result<AttachSpec, String> {
     match told.await {
-        Ok(Some(ForGuest { ca_pem, services })) => {
-            attach::add_network(&mut spec, ca_pem, &services);
+        Ok(Some(ForGuest { ca_pem, settings })) => {
+            attach::add_network(&mut spec, &ca_pem, &settings);
             Ok(spec)
         }
         Ok(None) => Ok(spec),
@@ -124,8 +124,8 @@ pub(super) async fn attached(
 impl Serving {
     /// Takes requests from now on.
     pub(super) fn answer(self, machine: &mut Machine, guest: Asker) {
-        let Self { policy, link, credentials, ca_pem, services } = self;
-        let task = NetworkTask { policy, worker: link, credentials, ca_pem, services, guest };
+        let Self { policy, link, credentials, ca_pem, settings } = self;
+        let task = NetworkTask { policy, worker: link, credentials, ca_pem, settings, guest };
         let (network, lost) = task.start();
         machine.network = Some(network);
         machine.network_lost = Some(lost);

@@ -29,6 +29,24 @@ const BUNDLE_VARIABLES: [&str; 9] = [
     "SSL_CERT_FILE",
 ];
 
+/// More certificates than these are not sent to a guest.
+const CERTIFICATES_MAX: usize = 16;
+
+/// What the guest is to trust: the proxy, and the certificates that the user named, which sign for servers whose TLS is
+/// passed through as well. A whole bundle among them is left out: what everybody trusts is in the guest already.
+pub(crate) fn trusted(ca_pem: &str, extra_roots_pem: &str) -> String {
+    let count = |pem: &str| pem.matches("-----BEGIN CERTIFICATE-----").count();
+    let extra = count(extra_roots_pem);
+    if extra == 0 {
+        return ca_pem.to_owned();
+    }
+    if count(ca_pem) + extra > CERTIFICATES_MAX {
+        tracing::warn!(extra, "too many certificates to have the guest trust them too");
+        return ca_pem.to_owned();
+    }
+    format!("{}\n{extra_roots_pem}", ca_pem.trim_end())
+}
+
 /// All of them, with the placeholders of the services' credentials.
 pub(crate) fn variables(ca_pem: &str, services: &[Service]) -> Vec<(String, String)> {
     let [name, _] = PROXY_NAMES;
@@ -100,6 +118,15 @@ mod tests {
         assert_eq!(value("SSL_CERT_FILE"), CA_BUNDLE);
         assert_eq!(value("BASH_ENV"), "/etc/sandbox-persistent.sh");
         assert_eq!(value("CLAUDE_ENV_FILE"), "/etc/sandbox-persistent.sh");
+    }
+
+    #[test]
+    fn certificates_that_the_user_named_are_trusted_too_unless_there_are_very_many() {
+        let one = "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n";
+        assert_eq!(trusted(one, ""), one);
+        assert_eq!(trusted(one, &one.repeat(2)), one.repeat(3));
+        assert_eq!(trusted(one, &one.repeat(15)), one.repeat(16));
+        assert_eq!(trusted(one, &one.repeat(16)), one);
     }
 
     #[test]

@@ -10,13 +10,14 @@ use std::time::Duration;
 use hutch_api::{
     NetworkChecked, NetworkEdit, NetworkPolicy, NetworkRequest, NetworkService, Response,
 };
-use hutch_policy::settings::Service;
+use hutch_policy::settings::NetworkSettings;
 use hutch_proxy::control::{CallerEnvironment, Checked, Reply, Request};
 use hutch_wire::message;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::environment::trusted;
 use super::policy::{PolicyFile, word};
 use super::worker::{Refusal, WorkerLink};
 use crate::control::Asker;
@@ -60,7 +61,7 @@ pub(crate) struct NetworkTask {
     pub(crate) credentials: UnixStream,
     /// The certificate that the guest trusts.
     pub(crate) ca_pem: String,
-    pub(crate) services: Vec<Service>,
+    pub(crate) settings: NetworkSettings,
     pub(crate) guest: Asker,
 }
 
@@ -145,7 +146,8 @@ impl NetworkTask {
         self.policy = changed;
         tracing::info!(cut, "the network's policy was changed");
         if ca_pem != self.ca_pem {
-            let trusted = timeout(TRUST, self.guest.trust(ca_pem.clone())).await;
+            let certificates = trusted(&ca_pem, &self.settings.extra_roots_pem);
+            let trusted = timeout(TRUST, self.guest.trust(certificates)).await;
             match trusted.unwrap_or_else(|_| Err("it does not answer".to_owned())) {
                 Ok(()) => self.ca_pem = ca_pem,
                 Err(reason) => notes.push(format!(
@@ -158,8 +160,9 @@ impl NetworkTask {
 
     /// Hands the broker those of the caller's variables that services of the sandbox name.
     async fn credentials(&mut self, variables: Vec<(String, String)>) -> Result<Response, Refusal> {
-        let named =
-            |name: &String| self.services.iter().any(|service| service.variables.contains(name));
+        let named = |name: &String| {
+            self.settings.services.iter().any(|service| service.variables.contains(name))
+        };
         let variables: BTreeMap<String, String> =
             variables.into_iter().filter(|(name, _)| named(name)).collect();
         let environment = CallerEnvironment { variables };
