@@ -81,12 +81,12 @@ impl Notifier {
     }
 
     /// The same for a name.
-    pub(crate) fn expire_entry_soon(&self, directory: u64, name: &[u8], expire_only: bool) {
+    pub(crate) fn expire_entry_soon(&self, directory: u64, name: &[u8]) {
         locked(&self.flow).outstanding += 1;
-        self.sender.send(Reply::new().expire_entry(directory, name, expire_only)).ok();
+        self.sender.send(Reply::new().expire_entry(directory, name, false)).ok();
     }
 
-    /// The guest shall ask again what this name stands for.
+    /// The guest shall drop what it knew by this name, or only ask again what it stands for.
     pub(crate) fn expire_entry(
         &self,
         directory: u64,
@@ -142,8 +142,8 @@ mod tests {
     use super::*;
 
     fn pair() -> (Notifier, UnixStream) {
-        let (guest, host) = UnixStream::pair().unwrap();
-        (Notifier::new(Arc::new(Sender::new(host))), guest)
+        let (guest, host) = UnixStream::pair().expect("a pair");
+        (Notifier::new(Arc::new(Sender::new(host).expect("a descriptor"))), guest)
     }
 
     #[test]

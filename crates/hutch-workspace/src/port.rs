@@ -86,12 +86,15 @@ impl Receiver {
 #[derive(Debug)]
 pub(crate) struct Sender {
     stream: Mutex<UnixStream>,
+    /// The same stream without the lock, whose holder may be stuck.
+    end: UnixStream,
 }
 
 impl Sender {
     /// Sends to this stream.
-    pub(crate) fn new(stream: UnixStream) -> Self {
-        Self { stream: Mutex::new(stream) }
+    pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
+        let end = stream.try_clone()?;
+        Ok(Self { stream: Mutex::new(stream), end })
     }
 
     /// Sends one message; blocks while the guest does not read, which is how a slow guest slows only itself.
@@ -101,10 +104,8 @@ impl Sender {
 
     /// Ends both directions, so that every thread that reads or writes comes to its end.
     pub(crate) fn close(&self) {
-        // Not through the lock: its holder may be the thread that is stuck. A closed stream stays closed.
-        if let Ok(stream) = self.stream.try_lock() {
-            stream.shutdown(std::net::Shutdown::Both).ok();
-        }
+        // A closed stream stays closed.
+        self.end.shutdown(std::net::Shutdown::Both).ok();
     }
 }
 

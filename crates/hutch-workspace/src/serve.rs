@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -94,11 +95,18 @@ impl Prepared {
         let setup = |what| move |source: io::Error| ServeError::Setup { what, source };
         let stream = UnixStream::from(port);
         let reading = stream.try_clone().map_err(setup("a second handle of the stream"))?;
-        let sender = Arc::new(Sender::new(stream));
+        let sender = Sender::new(stream).map_err(setup("a second handle of the stream"))?;
+        let sender = Arc::new(sender);
         let server = self.server(Arc::clone(&sender))?;
         let receiver = Mutex::new(Receiver::new(reading));
         let result = std::thread::scope(|scope| {
-            scope.spawn(|| server.watcher.run(&server));
+            scope.spawn(|| {
+                // Without it the guest would go on to believe what is old: better no workspace than that.
+                if catch_unwind(AssertUnwindSafe(|| server.watcher.run(&server))).is_err() {
+                    tracing::error!("the watcher of the host's changes has failed");
+                    sender.close();
+                }
+            });
             let workers: Vec<_> =
                 (0..THREADS).map(|_| scope.spawn(|| work(&server, &receiver, &sender))).collect();
             let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();

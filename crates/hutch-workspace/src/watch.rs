@@ -26,7 +26,6 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -201,21 +200,7 @@ impl Watcher {
         let now = Instant::now();
         let (doubtful, wait) = self.doubts.due(now);
         doubtful.into_iter().try_for_each(|node| server.notifier.inval_inode(node))?;
-        loop {
-            match self.doubts.expired_due(now) {
-                (Some((directory, name)), _) => {
-                    let expire_only = server.expire_only.load(Ordering::Relaxed);
-                    server.notifier.expire_entry(directory, name.to_bytes(), expire_only)?;
-                }
-                (None, true) => return Ok(doubt::QUIET),
-                (None, false) => return Ok(wait.unwrap_or(IDLE)),
-            }
-        }
-    }
-
-    /// The guest was told to ask again for a name.
-    fn expired(&self, directory: u64, name: &CStr) {
-        self.doubts.expired(directory, name, Instant::now());
+        Ok(wait.unwrap_or(IDLE))
     }
 
     /// Reads all that waits, at most one buffer's worth of times eight.

@@ -372,8 +372,7 @@ impl Server {
     }
 
     fn expire_soon(&self, directory: &Node, name: Name<'_>) {
-        let expire_only = self.expire_only.load(Ordering::Relaxed);
-        self.notifier.expire_entry_soon(directory.id, name.bytes(), expire_only);
+        self.notifier.expire_entry_soon(directory.id, name.bytes());
     }
 
     fn believe_moved(

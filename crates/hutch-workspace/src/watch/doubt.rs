@@ -4,12 +4,8 @@
 //! one: the two looks are a few microseconds apart, but both sides of a busy machine write often. So while the host is
 //! changing anything, what the guest wrote is told to be out of date once more, shortly after the last write. While the
 //! host changes nothing, which is most of the time, that costs nothing.
-//!
-//! The same for names: the guest's kernel, when it asks again what a name stands for, does so without a lock, and may put
-//! the answer's long time on the name just after it was told that the answer is old.
 
 use std::collections::{HashSet, VecDeque};
-use std::ffi::CStr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -20,7 +16,7 @@ const ACTIVE: Duration = Duration::from_secs(2);
 /// Writes of the guest that a later change of the host puts in doubt.
 const BEFORE: Duration = Duration::from_secs(1);
 /// Quiet time after which doubts are told.
-pub(super) const QUIET: Duration = Duration::from_millis(30);
+const QUIET: Duration = Duration::from_millis(30);
 /// Writes remembered; more within a second are told without a doubt.
 const RECENT_MAX: usize = 1 << 16;
 
@@ -33,7 +29,6 @@ pub(super) struct Doubts {
 #[derive(Debug, Default)]
 struct State {
     recent: VecDeque<(Instant, u64)>,
-    expired: VecDeque<(Instant, u64, Box<CStr>)>,
     host_changed: Option<Instant>,
 }
 
@@ -54,26 +49,6 @@ impl Doubts {
     /// The host changed something.
     pub(super) fn host_changed(&self, now: Instant) {
         locked(&self.state).host_changed = Some(now);
-    }
-
-    /// The guest was told to ask again for a name.
-    pub(super) fn expired(&self, directory: u64, name: &CStr, now: Instant) {
-        let mut state = locked(&self.state);
-        if state.expired.len() < RECENT_MAX {
-            state.expired.push_back((now, directory, name.into()));
-        }
-    }
-
-    /// The names to tell again now, one by one, and whether others wait.
-    pub(super) fn expired_due(&self, now: Instant) -> (Option<(u64, Box<CStr>)>, bool) {
-        let mut state = locked(&self.state);
-        match state.expired.front() {
-            Some((then, ..)) if now.saturating_duration_since(*then) >= QUIET => {
-                let due = state.expired.pop_front().map(|(_, directory, name)| (directory, name));
-                (due, true)
-            }
-            waiting => (None, waiting.is_some()),
-        }
     }
 
     /// The nodes to tell now, and how long to wait for further ones; no time when there are none.
@@ -119,16 +94,6 @@ mod tests {
         assert_eq!(doubts.due(at(6001)), (HashSet::new(), None));
         doubts.host_changed(at(6002));
         assert_eq!(doubts.due(at(6002)), (HashSet::new(), None));
-    }
-
-    #[test]
-    fn names_are_told_once_more_after_a_moment() {
-        let doubts = Doubts::default();
-        let start = Instant::now();
-        doubts.expired(1, c"a", start);
-        assert_eq!(doubts.expired_due(start), (None, true));
-        assert_eq!(doubts.expired_due(start + QUIET), (Some((1, c"a".into())), true));
-        assert_eq!(doubts.expired_due(start + QUIET), (None, false));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use hutch_wire::guest::Bytes;
 use hutch_wire::workspace::{Entry, EntryKind, Event};
 use rustix::fs::FileType;
+use rustix::io::Errno;
 
 use super::fold::{Change, Rename};
 use crate::abi::Name;
@@ -31,12 +32,32 @@ struct Real {
     kind: FileType,
 }
 
-impl Real {
-    fn find(directory: &OwnedFd, name: &CStr) -> Option<Self> {
-        let handle = hold_raw(directory, name).ok()?;
-        let found = status(&handle).ok()?;
-        let kind = FileType::from_raw_mode(found.stx_mode.into());
-        Some(Self { key: Key::of(&found), kind, handle })
+/// What can be seen of a name.
+enum Sight {
+    There(Real),
+    Absent,
+    /// The directory may not be searched at the moment, or something else is in the way.
+    Unclear,
+}
+
+impl Sight {
+    fn of(directory: &OwnedFd, name: &CStr) -> Self {
+        let found = hold_raw(directory, name).and_then(|handle| Ok((status(&handle)?, handle)));
+        match found {
+            Ok((found, handle)) => {
+                let kind = FileType::from_raw_mode(found.stx_mode.into());
+                Self::There(Real { key: Key::of(&found), kind, handle })
+            }
+            Err(Errno::NOENT) => Self::Absent,
+            Err(_) => Self::Unclear,
+        }
+    }
+
+    fn real(&self) -> Option<&Real> {
+        match self {
+            Self::There(real) => Some(real),
+            Self::Absent | Self::Unclear => None,
+        }
     }
 }
 
@@ -50,11 +71,10 @@ impl Server {
             return self.drop_if_changed(&node, &handle).map(drop);
         };
         let mut names = node.names();
-        let real = Real::find(&handle, name);
+        let sight = Sight::of(&handle, name);
         let belief = names.believed.get(&**name).copied();
-        let agreed = self.agreed(belief, real.as_ref());
-        let outdated =
-            change.of_name && self.disbelieve_unless(&node, &mut names, name, real.as_ref());
+        let agreed = self.agreed(belief, sight.real());
+        let outdated = change.of_name && self.disbelieve_unless(&node, &mut names, name, &sight);
         let mut foreign = |mark, count| (0..count).any(|_| !names.unmark(mark, name));
         let made = foreign(Mark::Made, change.created);
         let removed = foreign(Mark::Removed, change.deleted);
@@ -65,20 +85,23 @@ impl Server {
         if made || removed {
             listings.insert(node.id);
         }
-        let event = match &real {
-            Some(real) if made => self.created(&node, name, real.kind),
+        let event = match &sight {
+            Sight::There(real) if made => self.created(&node, name, real.kind),
             // What came and went within a moment nobody has seen.
-            None if removed && !made => self.deleted(&node, name, belief, change.directory),
+            Sight::Absent if removed && !made => {
+                self.deleted(&node, name, belief, change.directory)
+            }
             _ => None,
         };
         self.send(event)?;
-        if let Some(real) = &real {
+        if let Some(real) = sight.real() {
             let foreign = self.content_changed(node.space, agreed.as_ref(), real)?;
             if foreign && change.of_content() {
                 self.send(self.changed(&node, name, real.kind, change))?;
             }
         }
-        self.drop_former(belief.filter(|_| outdated))
+        // Found under another name, or not by name at all: the guest's idea of it is what is left to ask.
+        self.drop_former(belief.filter(|_| agreed.is_none()))
     }
 
     /// What had a name before may have been changed while it still had it, and it may still be open in the guest, or go
@@ -109,18 +132,18 @@ impl Server {
         };
         let Ok(to_handle) = self.nodes.handle(&to) else { return Ok(false) };
         let (name, new_name) = (&*rename.from.1, &*rename.to.1);
-        let own = from.names().unmark(Mark::Removed, name);
-        if to.names().unmark(Mark::Made, new_name) || own {
+        if self.is_own_rename(&from, name, &to, new_name) {
             return Ok(true);
         }
         // It may have gone on meanwhile: its ends are told for themselves, then.
-        let Some(real) = Real::find(&to_handle, new_name) else { return Ok(false) };
+        let sight = Sight::of(&to_handle, new_name);
+        let Some(real) = sight.real() else { return Ok(false) };
         if from.space != to.space {
             return Ok(false);
         }
         let mut names = from.names();
         let belief = names.believed.get(name).copied();
-        let moved = self.agreed(belief, Some(&real));
+        let moved = self.agreed(belief, Some(real));
         if moved.is_some() {
             self.nodes.disbelieve(&from, &mut names, name);
         }
@@ -129,7 +152,7 @@ impl Server {
         let moved = moved.or_else(|| self.nodes.known(from.space, real.key));
         let mut names = to.names();
         let former = names.believed.get(new_name).copied();
-        let outdated = self.disbelieve_unless(&to, &mut names, new_name, Some(&real));
+        let outdated = self.disbelieve_unless(&to, &mut names, new_name, &sight);
         if let Some(moved) = &moved {
             // Reached by its new name from now on, with everything below it.
             self.nodes.believe(&to, &mut names, new_name, moved);
@@ -151,6 +174,21 @@ impl Server {
         Ok(true)
     }
 
+    /// Says whether the guest left marks for both ends, and takes them away.
+    ///
+    /// One alone is that of another change, whose event comes by itself: the other end would never be told. Where both are
+    /// of other changes, their events find no marks and tell of both directories.
+    fn is_own_rename(&self, from: &Node, name: &CStr, to: &Node, new_name: &CStr) -> bool {
+        if !from.names().unmark(Mark::Removed, name) {
+            return false;
+        }
+        let own = to.names().unmark(Mark::Made, new_name);
+        if !own && let Ok(name) = Name::parse(name) {
+            from.names().mark(Mark::Removed, name);
+        }
+        own
+    }
+
     /// The node that the guest believes a name to be, if that is what is there.
     fn agreed(&self, belief: Option<Belief>, real: Option<&Real>) -> Option<Arc<Node>> {
         let (Some(Belief::Node(id)), Some(real)) = (belief, real) else { return None };
@@ -164,13 +202,13 @@ impl Server {
         directory: &Node,
         names: &mut Names,
         name: &CStr,
-        real: Option<&Real>,
+        sight: &Sight,
     ) -> bool {
         let belief = names.believed.get(name).copied();
         let right = match belief {
             None => true,
-            Some(Belief::Absent) => real.is_none(),
-            Some(Belief::Node(_)) => self.agreed(belief, real).is_some(),
+            Some(Belief::Absent) => matches!(sight, Sight::Absent),
+            Some(Belief::Node(_)) => self.agreed(belief, sight.real()).is_some(),
         };
         if !right {
             self.nodes.disbelieve(directory, names, name);
@@ -178,11 +216,12 @@ impl Server {
         !right
     }
 
-    /// The guest shall ask again what a name stands for.
+    /// The guest shall drop what it knew by a name, which stands for something else now.
+    ///
+    /// Not only ask again at the next use: a program that is asking at this moment holds no lock meanwhile, and may put
+    /// the long time of an older answer on the name when it wakes up, however late. A dropped name takes no such harm.
     fn expire(&self, directory: &Node, name: &CStr) -> io::Result<()> {
-        self.watcher.expired(directory.id, name);
-        let expire_only = self.expire_only.load(Ordering::Relaxed);
-        self.notifier.expire_entry(directory.id, name.to_bytes(), expire_only)
+        self.notifier.expire_entry(directory.id, name.to_bytes(), false)
     }
 
     /// The host changed entries of these directories: their attributes and listings are out of date.
@@ -263,10 +302,12 @@ impl Server {
         was_directory: bool,
     ) -> Option<Event> {
         let entry = self.event_entry(directory, name)?;
-        let ghost = if was_directory { FileType::Directory } else { FileType::RegularFile };
+        // A directory may only have moved to where nobody looks: the guest's kernel would never again make anything in
+        // one that it has seen removed. So a ghost is removed in its place.
         let expected = match belief {
+            _ if was_directory => Expected::Ghost(FileType::Directory),
             Some(Belief::Node(id)) => Expected::Node(id),
-            _ => Expected::Ghost(ghost),
+            _ => Expected::Ghost(FileType::RegularFile),
         };
         self.echo.expect(directory.id, name, expected);
         Some(Event::Deleted { entry, directory: was_directory })

