@@ -91,8 +91,9 @@ fn sandboxes_of_one_snapshot_share_nothing_but_it() {
         let host = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
         assert!(guest.abs_diff(host) <= 5, "clock of the guest {guest}, of the host {host}");
         // Its own disk, as large as it was asked for, and nothing on it.
-        let home = sandbox.shell("ls -A ~ | grep -v -e '^[.]'; df -B1G --output=size / | tail -1");
-        let size: u64 = home.run().success().text().trim().parse().expect("a size, and no files");
+        let disk = sandbox.shell("ls ~ | grep -v workspace; df --block-size=1G --output=size / | tail -1").run();
+        let disk = disk.success().text();
+        let size: u64 = disk.trim().parse().unwrap_or_else(|_| panic!("a size, no files: {disk}"));
         assert!((55..=64).contains(&size), "{size} GiB");
         sandbox.shell("echo mine > ~/mine && sync").run().success();
         if number % 2 == 0 {
