@@ -77,7 +77,8 @@ fn every_attack_is_refused_logged_and_reaches_nobody() {
         if served && !answer.contains("/first") && !first_is_fine(&outcome.name) {
             failures.push(format!("{}: it was served: {outcome:?}", outcome.name));
         }
-        if outcome.seconds > 19.0 {
+        // Longer than the proxy waits for a handshake, on a machine that is busy with something else.
+        if outcome.seconds > 75.0 {
             failures.push(format!("{}: it hung: {outcome:?}", outcome.name));
         }
     }
@@ -141,9 +142,9 @@ fn every_attack_is_refused_logged_and_reaches_nobody() {
         .says("hello from public.test");
 }
 
-/// Attacks whose first request is an ordinary one.
+/// Attacks whose first request is an ordinary one, or whose host is public at first.
 fn first_is_fine(name: &str) -> bool {
-    name.contains("second") || name.contains("coalesced")
+    ["second", "coalesced", "rebinding"].iter().any(|word| name.contains(word))
 }
 
 #[test]

@@ -63,7 +63,10 @@ pub(crate) async fn answer(
         world.requested(seen);
         return upgrade(&mut request, text);
     }
-    read_body(&mut seen, request).await;
+    if !read_body(&mut seen, request).await {
+        // A proxy that finds out in the middle that a request is wrong breaks it off.
+        return text("broken off\n");
+    }
     world.requested(seen.clone());
     if let Some((file, content)) = world.file(&seen.host, word) {
         let mut response = text(content);
@@ -179,10 +182,12 @@ fn list(fields: &HeaderMap) -> Vec<(String, String)> {
     fields.iter().map(|(name, value)| (name.to_string(), text(value))).collect()
 }
 
-async fn read_body(seen: &mut Seen, request: Request<Incoming>) {
+/// Reads the body; whether it came to its end.
+async fn read_body(seen: &mut Seen, request: Request<Incoming>) -> bool {
     let mut body = request.into_body();
     let mut bytes = Vec::new();
-    while let Some(Ok(frame)) = body.frame().await {
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else { return false };
         match frame.into_data() {
             Ok(data) if bytes.len() < BODY_MAX => bytes.extend(data),
             Ok(_) => {}
@@ -194,6 +199,7 @@ async fn read_body(seen: &mut Seen, request: Request<Incoming>) {
         }
     }
     seen.body = String::from_utf8_lossy(&bytes).into_owned();
+    true
 }
 
 /// The header fields that hold credentials, under other names.
