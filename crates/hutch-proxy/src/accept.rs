@@ -25,6 +25,7 @@ use hutch_policy::log::{How, Record};
 use hutch_policy::policy::{Decision, HostVerdict, Verdict};
 use hutch_wire::IncomingStream;
 use hutch_wire::network::{Destination, Open};
+use rustls::ServerConfig;
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -381,6 +382,9 @@ async fn terminate(
             return failed("no certificate could be made for it".to_owned());
         }
     };
+    // Where HTTP/2 would hold too much, it is not offered.
+    let slot = Arc::clone(&gate.http2).try_acquire_owned().ok();
+    let config = if slot.is_some() { config } else { Arc::new(only_http1(&config)) };
     let handshake = TlsAcceptor::from(config).accept(Rewound::new(before, io));
     let stream = match timeout(HANDSHAKE, handshake).await {
         Ok(Ok(stream)) => stream,
@@ -394,7 +398,15 @@ async fn terminate(
     let front = Front { gate: Arc::clone(gate), entrance };
     if http2 {
         http2::serve(Box::new(stream), front).await;
+        drop(slot);
     } else {
+        drop(slot);
         http1::serve(Box::new(stream), Bytes::new(), &front).await;
     }
+}
+
+fn only_http1(config: &ServerConfig) -> ServerConfig {
+    let mut config = config.clone();
+    config.alpn_protocols.retain(|protocol| protocol != b"h2");
+    config
 }

@@ -61,8 +61,8 @@ pub enum Reply {
     },
     /// What would happen, as far as can be known.
     Checked(Checked),
-    /// Each service's name, and where its credential was found (`secret store`, `variable OPENAI_API_KEY`, `login shell`),
-    /// never what it is.
+    /// Each service's name, and where its credential was found (`secret store`, `environment OPENAI_API_KEY`,
+    /// `login shell OPENAI_API_KEY`), never what it is.
     Services(Vec<(String, Option<String>)>),
     /// It did not work: one sentence. After [`Start`] the worker ends.
     Failed {

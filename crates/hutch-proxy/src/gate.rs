@@ -15,12 +15,16 @@ use hutch_policy::log::{How, Record};
 use hutch_policy::policy::{Decision, HostVerdict, Policy, Verdict};
 use hutch_policy::services::{ServiceError, ServiceTable};
 use hutch_policy::settings::{Inspect, NetworkSettings};
+use tokio::sync::Semaphore;
 
 use crate::ca::{Ca, CaError, Scope};
 use crate::control::PolicyState;
 use crate::exchange::{Credentials, Recorder};
-use crate::live::{Admitted, Guard, Live};
+use crate::live::{Admitted, Guard, Live, MOST};
 use crate::upstream::{Upstreams, UpstreamsError};
+
+/// HTTP/2 connections of the guest at a time; more are served as HTTP/1.1.
+const MOST_HTTP2: usize = 256;
 
 /// Why the policy cannot be put in place.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +61,8 @@ pub(crate) struct Gate {
     pub(crate) credentials: Arc<dyn Credentials>,
     recorder: Arc<dyn Recorder>,
     live: Arc<Live>,
+    /// HTTP/2 connections that the guest may still have: each may hold many requests and large windows.
+    pub(crate) http2: Arc<Semaphore>,
     state: ArcSwap<State>,
 }
 
@@ -102,6 +108,7 @@ impl Gate {
             credentials,
             recorder,
             live: Arc::default(),
+            http2: Arc::new(Semaphore::new(MOST_HTTP2)),
             state: ArcSwap::from_pointee(state),
         })
     }
@@ -189,7 +196,10 @@ impl Gate {
 
     /// Enters a connection among the live ones, unless the policy of now refuses it.
     pub(crate) fn admit(&self, admitted: &Admitted) -> Result<Guard, Verdict> {
-        let guard = self.live.add(admitted.clone());
+        let Some(guard) = self.live.add(admitted.clone()) else {
+            let reason = format!("the sandbox has {MOST} connections and requests already");
+            return Err(Verdict::refused("<too many connections>", reason));
+        };
         // After it was added: a policy that is put in place now either finds it there or is this one.
         self.passes(&self.state.load(), admitted)?;
         Ok(guard)

@@ -9,6 +9,9 @@ use std::task::{Context, Poll, Waker};
 
 use hutch_policy::host::Authority;
 
+/// Connections and requests of a sandbox at a time.
+pub(crate) const MOST: usize = 8192;
+
 /// What a connection or request was admitted as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Admitted {
@@ -77,13 +80,16 @@ pub(crate) struct Guard {
 }
 
 impl Live {
-    /// Adds a connection. Judge it again afterwards if the policy may have changed in between.
-    pub(crate) fn add(self: &Arc<Self>, admitted: Admitted) -> Guard {
+    /// Adds a connection, unless there are too many. Judge it again afterwards: the policy may have changed in between.
+    pub(crate) fn add(self: &Arc<Self>, admitted: Admitted) -> Option<Guard> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let cut = Arc::new(Cut::default());
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if entries.len() >= MOST {
+            return None;
+        }
         entries.insert(number, (admitted, Arc::clone(&cut)));
-        Guard { live: Arc::clone(self), number, cut }
+        Some(Guard { live: Arc::clone(self), number, cut })
     }
 
     /// Cuts those that do not pass and says how many.
@@ -104,5 +110,41 @@ impl Drop for Guard {
     fn drop(&mut self) {
         let mut entries = self.live.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admitted() -> Admitted {
+        let place = Authority::parse("a.test:443").unwrap();
+        Admitted { place, also: None, address: None, bypassed: false }
+    }
+
+    #[test]
+    fn there_are_only_so_many_at_a_time() {
+        let live = Arc::new(Live::default());
+        let mut guards: Vec<Guard> = std::iter::from_fn(|| live.add(admitted())).collect();
+        assert_eq!(guards.len(), MOST);
+        guards.pop();
+        assert!(live.add(admitted()).is_some());
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_is_woken_by_the_cut() {
+        let live = Arc::new(Live::default());
+        let guard = live.add(admitted()).unwrap();
+        let cut = Arc::clone(&guard.cut);
+        let waiting = tokio::spawn(async move { cut.cut().await });
+        tokio::task::yield_now().await;
+        assert_eq!(live.judge(|_| true), 0);
+        assert!(!waiting.is_finished());
+        assert_eq!(live.judge(|_| false), 1);
+        waiting.await.unwrap();
+        // Once is enough, and one that is gone is not counted.
+        assert_eq!(live.judge(|_| false), 0);
+        drop(guard);
+        assert!(live.entries.lock().unwrap().is_empty());
     }
 }

@@ -189,3 +189,6 @@ impl Direction {
         Poll::Ready(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -148,3 +148,17 @@ async fn a_web_socket_to_an_http2_server_is_asked_for_in_http1() {
     within(stream.read_exact(&mut answer)).await.unwrap();
     assert_eq!(&answer, b"ping");
 }
+
+#[tokio::test]
+async fn http2_is_not_offered_where_it_would_hold_too_much() {
+    let world = World::inspecting_all("").await;
+    let both = ["h2", "http/1.1"];
+    let stream = world.tls("tls.test:443", "tls.test", &both).await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let slots = world.gate.http2.available_permits();
+    let taken = world.gate.http2.try_acquire_many(u32::try_from(slots).unwrap()).unwrap();
+    let mut stream = world.tls("tls.test:443", "tls.test", &both).await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+    assert!(ask(&mut stream, "tls.test", "/x").await.ends_with("/x\n"));
+    drop(taken);
+}
