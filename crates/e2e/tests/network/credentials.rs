@@ -113,18 +113,19 @@ fn a_key_may_have_several_names_and_may_change() {
     let environment = TestEnvironment::with_internet();
     let sandbox = environment.boot("names");
     for (variable, value, host, header) in [
-        ("GH_TOKEN", "gh-token-of-the-host-1", "api.github.com", "authorization"),
+        // What an earlier command brought stays known: the names come in the reverse order of preference.
+        ("GITHUB_TOKEN", "github-token-of-the-host-1", "api.github.com", "authorization"),
         ("GITHUB_TOKEN", "github-token-of-the-host-2", "api.github.com", "authorization"),
-        ("GITHUB_TOKEN", "github-token-of-the-host-3", "api.github.com", "authorization"),
+        ("GH_TOKEN", "gh-token-of-the-host-3", "api.github.com", "authorization"),
         (
-            "GEMINI_API_KEY",
-            "gemini-key-of-the-host-4",
+            "GOOGLE_API_KEY",
+            "google-key-of-the-host-4",
             "generativelanguage.googleapis.com",
             "x-goog-api-key",
         ),
         (
-            "GOOGLE_API_KEY",
-            "google-key-of-the-host-5",
+            "GEMINI_API_KEY",
+            "gemini-key-of-the-host-5",
             "generativelanguage.googleapis.com",
             "x-goog-api-key",
         ),
@@ -264,7 +265,7 @@ fn a_gateway_can_stand_in_for_a_provider() {
     assert_eq!(request.connection.server, "127.0.0.1:8443");
     assert_eq!(request.values("authorization"), [format!("Bearer {}", key("OPENAI_API_KEY"))]);
     // Its CA is trusted for it alone.
-    sandbox.exec(["curl", "--silent", "https://api.groq.com/"]).run().failure();
+    sandbox.exec(["curl", "--silent", "--fail", "https://api.groq.com/"]).run().failure();
 }
 
 /// Sign-in tokens stay on the host: inside there are sentinels, which work.
