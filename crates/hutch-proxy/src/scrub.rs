@@ -26,7 +26,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use aho_corasick::{AhoCorasick, BuildError, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, BuildError, MatchKind};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use hutch_secrets::Secret;
@@ -77,11 +77,11 @@ impl Needles {
         forms.iter_mut().for_each(|form| form.make_ascii_lowercase());
         forms.retain(|form| form.len() >= SHORTEST);
         forms.sort_by(|a, b| a.len().cmp(&b.len()).then_with(|| a.cmp(b)));
+        forms.dedup();
         let mut needles: Vec<Box<[u8]>> = Vec::new();
         for form in forms {
             // Whatever holds a needle is found by that needle.
-            let found = |needle: &[u8]| form.windows(needle.len()).any(|window| window == needle);
-            if !needles.iter().any(|needle| found(needle)) {
+            if !needles.iter().any(|needle| holds(&form, needle)) {
                 needles.push(form.into_boxed_slice());
             }
         }
@@ -90,11 +90,13 @@ impl Needles {
             begins[usize::from(*first)] = true;
             begins[usize::from(first.to_ascii_uppercase())] = true;
         }
-        let holds =
+        let masks =
             |mask: u8| needles.iter().any(|needle| needle.contains(&mask.to_ascii_lowercase()));
-        let mask = MASKS.iter().copied().find(|mask| !holds(*mask)).unwrap_or(b'*');
+        let mask = MASKS.iter().copied().find(|mask| !masks(*mask)).unwrap_or(b'*');
         let shortest = needles.iter().map(|needle| needle.len()).min().unwrap_or(0);
+        // A table of all transitions would take seconds and megabytes for the thousands of bytes of a token.
         let automaton = AhoCorasick::builder()
+            .kind(Some(AhoCorasickKind::ContiguousNFA))
             .match_kind(MatchKind::LeftmostFirst)
             .ascii_case_insensitive(true)
             .build(&needles)?;
@@ -156,6 +158,12 @@ impl Needles {
             }
         }
     }
+}
+
+/// Whether a text has the needle in it.
+fn holds(text: &[u8], needle: &[u8]) -> bool {
+    let Some(last) = text.len().checked_sub(needle.len()) else { return false };
+    (0..=last).any(|at| text[at] == needle[0] && text[at..].starts_with(needle))
 }
 
 /// Masks the needles of one stream; see the module.

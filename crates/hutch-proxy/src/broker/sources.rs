@@ -34,7 +34,7 @@ enum Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Store => f.write_str("store"),
+            Self::Store => f.write_str("secret store"),
             Self::Environment(variable) => write!(f, "environment {variable}"),
             Self::LoginShell(variable) => write!(f, "login shell {variable}"),
         }
@@ -130,7 +130,7 @@ impl Sources {
         let mut places = Vec::new();
         for (service, variables) in &self.services {
             let entry = self.entry(service);
-            let signed_in = entry.oauth.as_ref().map(|_| "store (signed in)".to_owned());
+            let signed_in = entry.oauth.as_ref().map(|_| "secret store (signed in)".to_owned());
             let key = self.key(entry, variables).await.ok().map(|(_, place)| place.to_string());
             places.push((service.clone(), key.or(signed_in)));
         }

@@ -83,7 +83,7 @@ async fn the_store_comes_before_the_caller_and_the_caller_before_the_shell() {
     assert_eq!(host.place("openai").await.unwrap(), "environment OPENAI_API_KEY");
     host.set("openai", "of-the-store");
     assert_eq!(host.key("openai").await.unwrap(), "of-the-store");
-    assert_eq!(host.place("openai").await.unwrap(), "store");
+    assert_eq!(host.place("openai").await.unwrap(), "secret store");
 }
 
 #[tokio::test]
@@ -176,7 +176,7 @@ async fn tokens_are_kept_on_the_host() {
     let host = Host::new(None);
     let broker = host.link();
     broker.keep_tokens("openai", tokens("access-1", Some("refresh-1"))).await.unwrap();
-    assert_eq!(host.place("openai").await.unwrap(), "store (signed in)");
+    assert_eq!(host.place("openai").await.unwrap(), "secret store (signed in)");
     // A renewal without a new refresh token keeps the old one.
     broker.keep_tokens("openai", tokens("access-2", None)).await.unwrap();
     let kept = broker.find("openai").await.unwrap().tokens.unwrap().open().unwrap();
