@@ -241,9 +241,9 @@ fn the_most_specific_pattern_decides() {
         "--allow-host",
         "203.0.113.10:80",
     ];
-    // Both ways in one command is refused as a slip; one after the other it stands on both lists.
-    proxy(&environment, &sandbox, &["--block-host", "both.test"]);
     proxy(&environment, &sandbox, &words);
+    // Both ways in one command is refused as a slip; one after the other, the last command wins.
+    proxy(&environment, &sandbox, &["--block-host", "both.test"]);
     for (host, allowed, rule) in [
         ("exact.test", true, "exact.test"),
         ("EXACT.test.:80", true, "exact.test"),
