@@ -139,7 +139,7 @@ impl World {
         message::write(&mut self.control, &Request::Services).await.expect("a message");
         match message::read(&mut self.control, message::MESSAGE_MAX).await.expect("a reply") {
             Reply::Services(services) => services.into_iter().next().expect("a service").1,
-            other => panic!("{other:?}"),
+            other => unreachable!("{other:?}"),
         }
     }
 
