@@ -6,6 +6,12 @@
 //!   spawn       starts the two processes of a sandbox's network: worker and broker
 //!   control     what the keeper says to them
 //!   worker      the worker's life: jail, control messages, connections of the guest
+//!   accept      a connection of the guest: judged, its first bytes read, tunnelled or its requests served
+//!   front       the requests of a connection: to the proxy, or to the one place that it is for
+//!   forward     one request: judged, prepared, sent, answered, logged
+//!   head, chunked, http1, http2   what the guest's requests are read with
+//!   gate, live  the policy of the moment, and the connections that it cuts
+//!   upstream    resolving, judging addresses, connecting, TLS, connections that wait
 //!   exchange    the seams that credentials and the log are plugged in at
 //!   broker      the other process: finds credentials, for the services of the sandbox alone
 //!   credential  puts them into requests and keeps them out of answers (scrub, oauth)
