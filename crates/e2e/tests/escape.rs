@@ -111,8 +111,7 @@ fn there_is_no_network_device_and_no_way_to_the_host() {
     let run =
         sandbox.exec_with(["--privileged", "-u", "root"], ["bash", "-c", &script]).run().success();
     // The other device leads nowhere: it is there so that there is a route.
-    let devices: Vec<String> =
-        run.lines().into_iter().filter(|line| !line.contains(':')).collect();
+    let devices: Vec<String> = run.lines().into_iter().filter(|line| !line.contains(':')).collect();
     assert_eq!(devices, ["egress", "lo", "end"], "{run:?}");
     assert!(listener.accept().is_err());
 }
