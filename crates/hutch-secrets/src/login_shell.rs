@@ -228,7 +228,9 @@ fn read_answer(
 ) -> Result<Vec<Zeroizing<Vec<u8>>>, Unanswered> {
     // Reserved at once: a vector that grows leaves copies behind.
     let mut seen = Zeroizing::new(Vec::with_capacity(OUTPUT_MAX));
-    let mut chunk = Zeroizing::new([0_u8; 4096]);
+    let mut chunk = Zeroizing::new([0_u8; 16 * 1024]);
+    // Where the mark may begin: what is before was looked through.
+    let mut from = 0;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -248,17 +250,27 @@ fn read_answer(
             return Err(Unanswered::Ended);
         }
         seen.extend_from_slice(&chunk[..got]);
-        if let Some(values) = parse(&seen, mark, count) {
-            return Ok(values);
+        match find(&seen[from..], mark) {
+            Some(at) => {
+                from += at;
+                if let Some(values) = parse(&seen[from..], mark, count) {
+                    return Ok(values);
+                }
+            }
+            None => from = seen.len().saturating_sub(mark.len()),
         }
     }
 }
 
+/// Where the mark is, with the NUL that ends it.
+fn find(seen: &[u8], mark: &str) -> Option<usize> {
+    let mark = [mark.as_bytes(), b"\0"].concat();
+    seen.windows(mark.len()).position(|window| window == mark)
+}
+
 /// The values after the mark, once all are there.
 fn parse(seen: &[u8], mark: &str, count: usize) -> Option<Vec<Zeroizing<Vec<u8>>>> {
-    let mark = [mark.as_bytes(), b"\0"].concat();
-    let start = seen.windows(mark.len()).position(|window| window == mark)? + mark.len();
-    let rest = seen.get(start..)?;
+    let rest = seen.get(find(seen, mark)? + mark.len() + 1..)?;
     if rest.iter().filter(|byte| **byte == 0).count() < count {
         return None;
     }
