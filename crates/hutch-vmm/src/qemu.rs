@@ -3,6 +3,7 @@
 //! ```text
 //!   discover    which program, which version
 //!   arguments   specification → command line, pure
+//!   clock       what an emulated processor must be told
 //!   files       what the VM opens, opened by us
 //!   confine     what the process may still do
 //!   qmp         the control protocol
@@ -13,6 +14,7 @@
 //! ```
 
 mod arguments;
+mod clock;
 mod confine;
 mod discover;
 mod files;

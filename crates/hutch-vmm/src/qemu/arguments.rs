@@ -136,10 +136,11 @@ pub(super) fn check(spec: &VmSpec) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Builds the command line without the program.
+/// Builds the command line without the program. `of_the_host` are kernel words that the host decides.
 pub(super) fn build(
     spec: &VmSpec,
     architecture: &Architecture,
+    of_the_host: &[String],
     descriptors: &Descriptors,
 ) -> Vec<String> {
     let mut line = CommandLine::default();
@@ -175,7 +176,7 @@ pub(super) fn build(
 
     line.option("-kernel", inherited(descriptors.kernel));
     line.option("-initrd", inherited(descriptors.initramfs));
-    line.option("-append", kernel_command_line(spec, architecture));
+    line.option("-append", kernel_command_line(spec, architecture, of_the_host));
 
     line.option("-object", "rng-builtin,id=entropy");
     line.option("-device", "virtio-rng-pci,rng=entropy");
@@ -234,13 +235,18 @@ pub(super) fn cpu(accelerator: Accelerator) -> &'static str {
 }
 
 /// The kernel's words, ours first: the last of two that disagree wins in the kernel.
-fn kernel_command_line(spec: &VmSpec, architecture: &Architecture) -> String {
+fn kernel_command_line(
+    spec: &VmSpec,
+    architecture: &Architecture,
+    of_the_host: &[String],
+) -> String {
     let mut words = vec![format!("console={}", architecture.console)];
     words.extend(KERNEL_WORDS.iter().map(|&word| word.to_owned()));
     if spec.accelerator == Accelerator::Tcg {
         let emulated = EMULATED_KERNEL_WORDS.iter().chain(architecture.emulated_kernel_words);
         words.extend(emulated.map(|&word| word.to_owned()));
     }
+    words.extend_from_slice(of_the_host);
     words.extend(spec.kernel_arguments.iter().cloned());
     words.join(" ")
 }

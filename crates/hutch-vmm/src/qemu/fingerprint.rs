@@ -5,10 +5,8 @@ use std::path::Path;
 
 use super::Qemu;
 use super::arguments::{self, Descriptors, Mapping, MemoryFile};
+use super::clock::{self, CPUINFO};
 use crate::{Accelerator, StartError, VmSpec, arch};
-
-/// Describes the host's processor on Linux.
-const CPUINFO: &str = "/proc/cpuinfo";
 
 /// The facts of this VM, whatever its descriptors and files.
 pub(super) fn facts(qemu: &Qemu, spec: &VmSpec) -> Result<Vec<Vec<u8>>, StartError> {
@@ -34,7 +32,12 @@ pub(super) fn facts(qemu: &Qemu, spec: &VmSpec) -> Result<Vec<Vec<u8>>, StartErr
         memory: Some(MemoryFile { descriptor: 0, mapping: Mapping::Shared }),
         state: None,
     };
-    let line = arguments::build(spec, arch::native(), &descriptors);
+    let line = arguments::build(
+        spec,
+        arch::native(),
+        &clock::kernel_words(spec.accelerator),
+        &descriptors,
+    );
     facts.extend(line.into_iter().map(String::into_bytes));
     if spec.accelerator == Accelerator::Kvm {
         // The guest was given the host's processor.

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use super::arguments::{self, Descriptors, Mapping, MemoryFile};
 use super::confine::Reopened;
 use super::qmp::{Client, ControlError, Observed, ShutdownReason};
-use super::{Qemu, confine, files, save};
+use super::{Qemu, clock, confine, files, save};
 use crate::logs::{BoundedLog, Tail, VMM_LOG_MAX, Watch};
 use crate::{
     BoxFuture, Memory, SERIAL_LOG_MAX, SaveError, Snapshot, StartError, Vm, VmEnd, VmSpec, arch,
@@ -166,7 +166,12 @@ fn launch(
     }
     let (errors, errors_theirs) = io::pipe().map_err(resources)?;
     launch
-        .args(arguments::build(&spec, arch::native(), &descriptors))
+        .args(arguments::build(
+            &spec,
+            arch::native(),
+            &clock::kernel_words(spec.accelerator),
+            &descriptors,
+        ))
         .stderr(errors_theirs)
         .limit(Resource::Core, 0)
         .new_session()

@@ -37,7 +37,7 @@ fn line(spec: &VmSpec) -> Vec<String> {
         memory: None,
         state: None,
     };
-    build(spec, arch::native(), &descriptors)
+    build(spec, arch::native(), &["of_the_host=1".to_owned()], &descriptors)
 }
 
 /// The values of an option, in order.
@@ -190,7 +190,7 @@ fn memory_in_a_file_is_shared_to_be_saved_and_private_when_resumed() {
             memory: Some(MemoryFile { descriptor: 11, mapping }),
             state,
         };
-        build(&spec(), arch::native(), &descriptors)
+        build(&spec(), arch::native(), &["of_the_host=1".to_owned()], &descriptors)
     };
     let saved = line(Mapping::Shared, None);
     let memory = "memory-backend-file,id=ram,size=2048M,mem-path=/proc/self/fd/11,share=on";
