@@ -351,7 +351,7 @@ fn a_device_flow_signs_in_and_stays_signed_in() {
         jq -r '\"open \\(.verification_uri) and enter \\(.user_code)\"' <(curl -s https://device.kiro.test/device)\n\
         mkdir -p ~/.kiro; curl -s -d grant_type=device https://device.kiro.test/token | jq -r .access_token > ~/.kiro/token\n\
         echo done\n";
-    let sandbox = environment.create("kiro");
+    let sandbox = environment.create("device-flow");
     environment.write(&sandbox.workspace().join("kiro"), program);
     let screen = sandbox.exec_with(["-it"], ["bash", "kiro"]).terminal(24, 80);
     screen.shows("open https://device.kiro.test/ and enter ABCD-1234");
