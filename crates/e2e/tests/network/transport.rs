@@ -40,6 +40,10 @@ fn every_kind_of_http_passes() {
             "--http1.1 -H Transfer-Encoding:chunked",
             "--http1.1 --noproxy '*'",
         ] {
+            if options == "--http2" && host.starts_with("http://") {
+                // There curl asks for an upgrade to HTTP/2 in the clear, which is refused.
+                continue;
+            }
             let script = format!(
                 "head -c 12345678 /dev/urandom > /tmp/up; \
                  curl -sf -X POST {options} -H 'Expect: 100-continue' --data-binary @/tmp/up {host}/echo | cmp - /tmp/up && echo same"

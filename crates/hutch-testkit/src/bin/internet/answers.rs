@@ -32,7 +32,7 @@ use hutch_testkit::internet::protocol::{Connection, Request as Seen};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::header::{
     CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION,
-    UPGRADE,
+    TRAILER, UPGRADE,
 };
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -247,8 +247,16 @@ fn text(text: impl Into<Bytes>) -> Response<Body> {
 }
 
 fn with_trailers(body: String, trailers: HeaderMap) -> Response<Body> {
-    let body = Full::new(Bytes::from(body)).with_trailers(async move { Some(Ok(trailers)) });
-    Response::new(body.map_err(never).boxed())
+    // In HTTP/1 trailers are sent after a body without a known length, and only those that were announced.
+    let names: Vec<&str> = trailers.keys().map(HeaderName::as_str).collect();
+    let announced =
+        HeaderValue::from_str(&names.join(", ")).unwrap_or(HeaderValue::from_static(""));
+    let (sender, receiver) = mpsc::channel(1);
+    drop(sender.try_send(Bytes::from(body)));
+    let body = Pieces(receiver).with_trailers(async move { Some(Ok(trailers)) });
+    let mut response = Response::new(body.boxed());
+    response.headers_mut().insert(TRAILER, announced);
+    response
 }
 
 /// A body that comes piece by piece.

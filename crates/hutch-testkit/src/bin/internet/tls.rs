@@ -43,6 +43,8 @@ impl Certificates {
         let name = if shown == Shown::WrongName { "other.test" } else { name };
         let mut parameters = CertificateParams::new([name.to_owned()])?;
         parameters.distinguished_name.push(DnType::CommonName, "a server of the tests' internet");
+        // Python refuses certificates that do not say who signed them.
+        parameters.use_authority_key_identifier_extension = shown != Shown::SelfSigned;
         let key = KeyPair::generate()?;
         let certificate = match shown {
             Shown::SelfSigned => parameters.self_signed(&key)?,
