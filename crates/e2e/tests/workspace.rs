@@ -106,7 +106,7 @@ fn host_changes_are_seen_at_once_and_watchers_fire() {
         ("moved", &(|| account.act(|| fs::remove_file(&moved).expect("it can be removed")))),
     ];
     for (name, change) in changes {
-        assert_eq!(guest.ask("wait directory"), "watching");
+        assert_eq!(guest.ask(&format!("wait directory {name}")), "watching");
         change();
         let heard = guest.hear();
         assert_eq!(heard, format!("\"{name}\""));

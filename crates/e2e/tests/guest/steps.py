@@ -4,7 +4,7 @@
   change SEED        one random change; answers the paths that it touched
   look PATH          what is at a path: kind, mode, content
   tree               everything below the current directory
-  wait PATH          answers when inotify says that something happened in a directory
+  wait PATH NAME     answers when inotify says that something happened to a name in a directory
 """
 
 import ctypes, hashlib, json, os, random, select, stat, struct, sys
@@ -104,26 +104,27 @@ def one_change(seed):
             pass
 
 
-def wait(path):
+def wait(path, wanted):
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = libc.inotify_init1(0)
     everything = 0xFFF
     assert libc.inotify_add_watch(descriptor, path.encode(), everything) >= 0, os.strerror(ctypes.get_errno())
     print("watching", flush=True)
-    interesting = []
-    while not interesting:
+    heard = []
+    # What was heard of an earlier change may come late; it is not an answer to this one.
+    while wanted not in heard:
         ready, _, _ = select.select([descriptor], [], [], 50)
         if not ready:
-            return "nothing happened"
+            return f"nothing happened but to {heard}"
         events, at = os.read(descriptor, 65536), 0
         while at < len(events):
             _, mask, _, length = struct.unpack_from("iIII", events, at)
             name = events[at + 16 : at + 16 + length].rstrip(b"\0").decode()
             at += 16 + length
             if name:
-                interesting.append(name)
+                heard.append(name)
     os.close(descriptor)
-    return interesting[0]
+    return wanted
 
 
 os.umask(0o022)
@@ -139,7 +140,7 @@ for line in sys.stdin:
     elif word == "tree":
         answer = tree()
     elif word == "wait":
-        answer = wait(rest)
+        answer = wait(*rest.rsplit(" ", 1))
     else:
         answer = "what?"
     print(json.dumps(answer, sort_keys=True), flush=True)
