@@ -343,6 +343,9 @@ fn upgrade(fields: &HeaderMap, connection: &[String]) -> Result<Option<String>, 
 
 /// Takes away the fields that belong to one hop, and those that `Connection` names.
 pub(crate) fn strip_hop(fields: &mut HeaderMap) {
+    // `TE: trailers` says what the client can take, and goes on as that alone. Looked at first: `Connection` names it.
+    let trailers = fields::tokens(fields, &header::TE)
+        .is_ok_and(|tokens| tokens.iter().any(|token| token == "trailers"));
     let named = fields::tokens(fields, &header::CONNECTION).unwrap_or_default();
     for name in named {
         if let Ok(name) = HeaderName::try_from(name) {
@@ -362,9 +365,6 @@ pub(crate) fn strip_hop(fields: &mut HeaderMap) {
     for name in ["keep-alive", "proxy-connection", "http2-settings"] {
         fields.remove(name);
     }
-    // `TE: trailers` says what the client can take, and goes on as that alone.
-    let trailers = fields::tokens(fields, &header::TE)
-        .is_ok_and(|tokens| tokens.iter().any(|token| token == "trailers"));
     fields.remove(header::TE);
     if trailers {
         fields.insert(header::TE, HeaderValue::from_static("trailers"));

@@ -39,11 +39,6 @@ const LOCAL: &[Tool] = &[
         "python works",
     ),
     (
-        "uv",
-        "uv venv -q uv && uv pip install -q -p uv/bin/python hutchdemo && uv/bin/python -m hutchdemo",
-        "python works",
-    ),
-    (
         "npm",
         "mkdir -p npm && cd npm && npm install --silent --no-audit --no-fund hutchdemo-node >/dev/null && node -e \"require('hutchdemo-node')\"",
         "node works",

@@ -106,7 +106,7 @@ fn a_head_that_grows_without_end_is_given_up() {
 #[test]
 fn what_belongs_to_a_hop_goes() {
     let head = read(
-        "GET / HTTP/1.1\r\nHost: a\r\nConnection: x-one, keep-alive\r\nX-One: 1\r\nKeep-Alive: 5\r\n\
+        "GET / HTTP/1.1\r\nHost: a\r\nConnection: x-one, keep-alive, TE\r\nX-One: 1\r\nKeep-Alive: 5\r\n\
          TE: trailers;q=0.5, gzip\r\nProxy-Authorization: x\r\nX-Two: 2\r\n\r\n",
     )
     .unwrap();

@@ -135,6 +135,12 @@ fn by_path(seen: &Seen, word: &str) -> Response<Body> {
                 StatusCode::from_u16(rest.parse().unwrap_or(200)).unwrap_or(StatusCode::OK);
             response
         }
+        // What a repository of packages does not have, apt must be told.
+        "debian" => {
+            let mut response = text("not here\n");
+            *response.status_mut() = StatusCode::NOT_FOUND;
+            response
+        }
         _ => text(format!("hello from {}\n", seen.host)),
     }
 }
