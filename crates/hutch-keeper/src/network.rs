@@ -24,14 +24,13 @@ use hutch_proxy::{BrokerSpec, Spawn};
 use hutch_store::{Program, Programs};
 use hutch_vmm::BoxFuture;
 use tokio::net::UnixStream;
-use tokio::sync::watch;
 
 pub(crate) use self::environment::{trusted, variables};
 pub(crate) use self::policy::PolicyFile;
 pub(crate) use self::service::{Network, NetworkTask};
 pub(crate) use self::worker::WorkerLink;
 use crate::driver::chain;
-use crate::process::{ProcessLog, watch_end};
+use crate::process::{End, ProcessLog, watch_end};
 
 /// What the network is started with.
 #[derive(Debug)]
@@ -106,7 +105,7 @@ fn started(
         UnixStream::from_std(stream)
     };
     let (control, credentials) = (stream(&proxy.control)?, stream(&proxy.credentials)?);
-    let worker = Box::new(Worker { proxy, ended, log, how: None });
+    let worker = Box::new(Worker { proxy, end: End::new(ended, log) });
     Ok(NetworkStarted { worker, control, credentials })
 }
 
@@ -114,10 +113,7 @@ fn started(
 #[derive(Debug)]
 struct Worker {
     proxy: hutch_proxy::Proxy,
-    /// Becomes true when the worker has ended.
-    ended: watch::Receiver<bool>,
-    log: ProcessLog,
-    how: Option<String>,
+    end: End,
 }
 
 impl NetworkWorker for Worker {
@@ -126,23 +122,7 @@ impl NetworkWorker for Worker {
     }
 
     fn wait(&mut self) -> BoxFuture<'_, String> {
-        Box::pin(async {
-            if let Some(how) = &self.how {
-                return how.clone();
-            }
-            // The watching thread cannot end before it has told.
-            let _told = self.ended.wait_for(|ended| *ended).await.is_ok();
-            let how = match self.proxy.wait(Duration::ZERO) {
-                Ok(Some(status)) => status.to_string(),
-                Ok(None) => "it closed its process".to_owned(),
-                Err(error) => error.to_string(),
-            };
-            let how = match self.log.last_error().await {
-                Some(error) => format!("{how}: {error}"),
-                None => how,
-            };
-            self.how.insert(how).clone()
-        })
+        Box::pin(self.end.wait(|| self.proxy.wait(Duration::ZERO)))
     }
 
     fn kill(&mut self) {

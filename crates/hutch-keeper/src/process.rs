@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -25,6 +26,45 @@ pub(crate) fn watch_end(name: &str, process: OwnedFd) -> io::Result<watch::Recei
     };
     std::thread::Builder::new().name(name.to_owned()).spawn(wait)?;
     Ok(ended)
+}
+
+/// What is known about the end of a worker.
+#[derive(Debug)]
+pub(crate) struct End {
+    /// Becomes true when the process has ended.
+    ended: watch::Receiver<bool>,
+    log: ProcessLog,
+    how: Option<String>,
+}
+
+impl End {
+    pub(crate) fn new(ended: watch::Receiver<bool>, log: ProcessLog) -> Self {
+        Self { ended, log, how: None }
+    }
+
+    /// Waits until the process has ended, and says how in one sentence; `status` takes its status then. Cancel safe.
+    pub(crate) async fn wait<E: std::error::Error>(
+        &mut self,
+        status: impl FnOnce() -> Result<Option<ExitStatus>, E>,
+    ) -> String {
+        if let Some(how) = &self.how {
+            return how.clone();
+        }
+        // The watching thread cannot end before it has told.
+        let _told = self.ended.wait_for(|ended| *ended).await.is_ok();
+        // Before the status is taken: a caller that gives up here finds it again.
+        let last = self.log.last_error().await;
+        let how = match status() {
+            Ok(Some(status)) => status.to_string(),
+            Ok(None) => "it closed its process".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let how = match last {
+            Some(error) => format!("{how}: {error}"),
+            None => how,
+        };
+        self.how.insert(how).clone()
+    }
 }
 
 /// What a worker says, written to a log that stops growing: some of it is the guest's doing.

@@ -10,10 +10,9 @@ use hutch_store::{Program, Programs, Workspace};
 use hutch_vmm::BoxFuture;
 use hutch_workspace::{WorkerSpec, WorkspaceSpec};
 use tokio::net::UnixStream;
-use tokio::sync::watch;
 
 use crate::driver::chain;
-use crate::process::{ProcessLog, watch_end};
+use crate::process::{End, ProcessLog, watch_end};
 
 /// What the worker is started with.
 #[derive(Debug)]
@@ -70,10 +69,7 @@ impl WorkspaceHost for HutchWorkspace {
 #[derive(Debug)]
 struct Worker {
     worker: hutch_workspace::Worker,
-    /// Becomes true when the process has ended.
-    ended: watch::Receiver<bool>,
-    log: ProcessLog,
-    how: Option<String>,
+    end: End,
 }
 
 impl Worker {
@@ -88,7 +84,7 @@ impl Worker {
         let (log, writer) = ProcessLog::start(&start.log)?;
         let worker = hutch_workspace::spawn(program, &spec, port.into(), writer)?;
         let ended = watch_end("workspace end", worker.process().as_fd().try_clone_to_owned()?)?;
-        Ok(Self { worker, ended, log, how: None })
+        Ok(Self { worker, end: End::new(ended, log) })
     }
 }
 
@@ -98,23 +94,7 @@ impl WorkspaceWorker for Worker {
     }
 
     fn wait(&mut self) -> BoxFuture<'_, String> {
-        Box::pin(async {
-            if let Some(how) = &self.how {
-                return how.clone();
-            }
-            // The watching thread cannot end before it has told.
-            let _told = self.ended.wait_for(|ended| *ended).await.is_ok();
-            let how = match self.worker.wait(Duration::ZERO) {
-                Ok(Some(status)) => status.to_string(),
-                Ok(None) => "it closed its process".to_owned(),
-                Err(error) => error.to_string(),
-            };
-            let how = match self.log.last_error().await {
-                Some(error) => format!("{how}: {error}"),
-                None => how,
-            };
-            self.how.insert(how).clone()
-        })
+        Box::pin(self.end.wait(|| self.worker.wait(Duration::ZERO)))
     }
 
     fn kill(&mut self) {

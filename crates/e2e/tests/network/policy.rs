@@ -139,7 +139,7 @@ fn deny_means_only_what_is_allowed_at_once_and_for_good() {
     let environment = TestEnvironment::with_internet();
     let (sandbox, other) = (environment.boot("strict"), environment.boot("free"));
     let allowed =
-        ["https://api.anthropic.com/", "https://registry.npmjs.org/", "http://a.b.npmjs.org/"];
+        ["https://api.anthropic.com/", "https://any.npmjs.org/", "http://a.b.npmjs.org/"];
     let denied = [
         "http://npmjs.org/",
         "https://evilnpmjs.org/",
