@@ -138,8 +138,7 @@ fn ranges_are_added_to_the_default_ones_and_taken_away() {
 fn deny_means_only_what_is_allowed_at_once_and_for_good() {
     let environment = TestEnvironment::with_internet();
     let (sandbox, other) = (environment.boot("strict"), environment.boot("free"));
-    let allowed =
-        ["https://api.anthropic.com/", "https://any.npmjs.org/", "http://a.b.npmjs.org/"];
+    let allowed = ["https://api.anthropic.com/", "https://any.npmjs.org/", "http://a.b.npmjs.org/"];
     let denied = [
         "http://npmjs.org/",
         "https://evilnpmjs.org/",
