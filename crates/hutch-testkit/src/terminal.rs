@@ -217,16 +217,18 @@ mod tests {
     fn a_shell_on_a_terminal_has_job_control_and_sees_its_size() {
         let mut terminal = Invocation::new("bash", Account::own())
             .args(["--norc"])
-            .variable("PS1", "> ")
+            .variable("PS1", "$?> ")
             .terminal(30, 90);
         terminal.types("stty size\r");
         terminal.shows("30 90");
         terminal.resize(20, 70);
         terminal.types("stty size\r");
         terminal.shows("20 70");
-        terminal.types("sleep 100\r");
-        terminal.shows("sleep 100");
+        // Each key waits for what takes it: the child must have the terminal before Ctrl-C, the shell before the last line.
+        terminal.types("sh -c 'echo as\"\"leep; exec sleep 100'\r");
+        terminal.shows("asleep");
         terminal.types("\x03");
+        terminal.shows("130> ");
         terminal.types("exit 4\r");
         terminal.ends_with(4);
     }
