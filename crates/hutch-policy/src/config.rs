@@ -4,6 +4,9 @@
 //! one), and keys that we do not know are kept when the file is written again. What is there and cannot be understood
 //! is an error, never an open network.
 
+use std::collections::HashSet;
+use std::hash::Hash;
+
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
@@ -288,15 +291,11 @@ impl ProxyConfig {
         add(&mut network.allowed_domains, &allow);
         add(&mut network.blocked_domains, &block);
         add(&mut network.bypass_domains, &bypass);
-        let mut notes = Vec::new();
-        for cidr in &allow_cidrs {
-            let only = std::slice::from_ref(cidr);
-            let removed =
-                remove(&mut network.blocked_cidrs, only) + remove(&mut network.bypass_cidrs, only);
-            if removed == 0 {
-                notes.push(no_such_range(cidr, &network.blocked_cidrs));
-            }
-        }
+        let mut removed = remove(&mut network.blocked_cidrs, &allow_cidrs);
+        removed.extend(remove(&mut network.bypass_cidrs, &allow_cidrs));
+        let missing: Vec<&Cidr> =
+            allow_cidrs.iter().filter(|cidr| !removed.contains(cidr)).collect();
+        let notes = no_such_ranges(&missing, &network.blocked_cidrs);
         add(&mut network.blocked_cidrs, &block_cidrs);
         add(&mut network.bypass_cidrs, &bypass_cidrs);
         changed.validate()?;
@@ -305,17 +304,18 @@ impl ProxyConfig {
     }
 }
 
-fn no_such_range(cidr: &Cidr, blocked: &[String]) -> String {
-    let wider = blocked
-        .iter()
-        .filter_map(|entry| Cidr::parse(entry).ok())
-        .find(|entry| entry.contains(cidr));
-    match wider {
+fn no_such_ranges(missing: &[&Cidr], blocked: &[String]) -> Vec<String> {
+    if missing.is_empty() {
+        return Vec::new();
+    }
+    let blocked: Vec<Cidr> = blocked.iter().filter_map(|entry| Cidr::parse(entry).ok()).collect();
+    let note = |cidr: &&Cidr| match blocked.iter().find(|wider| wider.contains(cidr)) {
         Some(wider) => {
             format!("`{cidr}` is not listed; it stays blocked by `{wider}`, which is")
         }
         None => format!("`{cidr}` is neither blocked nor bypassed"),
-    }
+    };
+    missing.iter().map(note).collect()
 }
 
 /// Reads a list of patterns; an error names the entry.
@@ -347,13 +347,14 @@ fn parsed<T, E>(
         .collect()
 }
 
-fn consistent<T: PartialEq + std::fmt::Display>(
+fn consistent<T: Eq + Hash + std::fmt::Display>(
     one: &[T],
     one_flag: &'static str,
     other: &[T],
     other_flag: &'static str,
 ) -> Result<(), ConfigError> {
-    match one.iter().find(|value| other.contains(value)) {
+    let others: HashSet<&T> = other.iter().collect();
+    match one.iter().find(|value| others.contains(value)) {
         Some(value) => Err(ConfigError::Contradiction {
             value: value.to_string(),
             one: one_flag,
@@ -363,30 +364,33 @@ fn consistent<T: PartialEq + std::fmt::Display>(
     }
 }
 
-/// Takes the entries that mean the same as one of `values`, however they are spelled; returns how many.
-fn remove<T: PartialEq + std::str::FromStr>(list: &mut Vec<String>, values: &[T]) -> usize {
-    let before = list.len();
+/// Takes the entries that mean the same as one of `values`, however they are spelled; returns what was taken.
+fn remove<T: Eq + Hash + std::str::FromStr>(list: &mut Vec<String>, values: &[T]) -> HashSet<T> {
+    let mut removed = HashSet::new();
+    let values: HashSet<&T> = values.iter().collect();
     if !values.is_empty() {
-        list.retain(|entry| !entry.parse().is_ok_and(|entry: T| values.contains(&entry)));
+        list.retain(|entry| match entry.parse::<T>() {
+            Ok(entry) if values.contains(&entry) => {
+                removed.insert(entry);
+                false
+            }
+            _ => true,
+        });
     }
-    before - list.len()
+    removed
 }
 
 /// Adds, in their one form, the values that no entry means yet.
-fn add<T: PartialEq + Clone + std::str::FromStr + std::fmt::Display>(
+fn add<T: Eq + Hash + Clone + std::str::FromStr + std::fmt::Display>(
     list: &mut Vec<String>,
     values: &[T],
 ) {
     if values.is_empty() {
         return;
     }
-    let mut present: Vec<T> = list.iter().filter_map(|entry| entry.parse().ok()).collect();
-    for value in values {
-        if !present.contains(value) {
-            present.push(value.clone());
-            list.push(value.to_string());
-        }
-    }
+    let mut present: HashSet<T> = list.iter().filter_map(|entry| entry.parse().ok()).collect();
+    let new = values.iter().filter(|value| present.insert((*value).clone()));
+    list.extend(new.map(ToString::to_string));
 }
 
 #[cfg(test)]
