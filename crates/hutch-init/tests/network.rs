@@ -6,7 +6,10 @@
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails it by panicking")]
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{
+    IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket,
+};
+use std::num::NonZeroU32;
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -129,20 +132,30 @@ fn captured(destination: Destination, port: u16) -> String {
     format!("{:?}\n", Open::Captured { destination, port })
 }
 
-/// Asks the resolver at `server` for an IPv4 address.
-fn resolve(server: impl Into<IpAddr>, name: &str) -> Option<Ipv4Addr> {
-    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+/// Asks a name server for an IPv4 address; gives its message.
+fn ask(server: IpAddr, name: &str) -> std::io::Result<Vec<u8>> {
+    let any: IpAddr =
+        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    socket.connect((server, 53))?;
     let mut message = vec![7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
         message.push(u8::try_from(label.len()).unwrap());
         message.extend_from_slice(label.as_bytes());
     }
     message.extend_from_slice(&[0, 0, 1, 0, 1]);
-    socket.send_to(&message, (server.into(), 53)).unwrap();
-    let mut answer = [0; 512];
-    let (count, _) = socket.recv_from(&mut answer).unwrap();
-    let octets: [u8; 4] = answer[count - 4..count].try_into().unwrap();
+    socket.send(&message)?;
+    let mut answer = vec![0; 512];
+    let count = socket.recv(&mut answer)?;
+    answer.truncate(count);
+    Ok(answer)
+}
+
+/// Asks the resolver at `server` for an IPv4 address.
+fn resolve(server: impl Into<IpAddr>, name: &str) -> Option<Ipv4Addr> {
+    let answer = ask(server.into(), name).unwrap();
+    let octets: [u8; 4] = answer[answer.len() - 4..].try_into().unwrap();
     (answer[3] & 15 == 0).then(|| octets.into())
 }
 
@@ -184,19 +197,36 @@ fn a_name_travels_with_the_connection() {
 }
 
 #[test]
-fn every_name_server_is_the_resolver() {
+fn nobody_answers_in_the_name_of_another_name_server() {
     in_guest(Worker::Tells, || {
-        let address = resolve(ADDRESS, "example.com").unwrap();
-        assert_eq!(resolve(Ipv4Addr::new(8, 8, 8, 8), "example.com"), Some(address));
-        let server: IpAddr = "9.9.9.9".parse().unwrap();
-        let mut socket = TcpStream::connect((server, 53)).unwrap();
-        socket.write_all(b"\0\x13\x01\x01\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01").unwrap();
-        socket.shutdown(Shutdown::Write).unwrap();
-        let mut answer = Vec::new();
-        socket.read_to_end(&mut answer).unwrap();
-        assert!(answer.len() > 30, "{answer:?}");
-        let dig = run(&["dig", "+short", "+tries=1", "@2001:4860:4860::8888", "example.com"]);
-        assert_eq!(dig, format!("{address}\n"));
+        assert!(resolve(ADDRESS, "example.com").is_some());
+        assert!(resolve(ADDRESS_V6, "example.com").is_some());
+        let began = Instant::now();
+        for server in ["8.8.8.8", "2001:4860:4860::8888", "198.18.0.1"] {
+            let error = ask(server.parse().unwrap(), "example.com").unwrap_err();
+            assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "{server}");
+            // By TCP it is a connection like any other: the host decides.
+            let server: IpAddr =
+                if server.starts_with("198") { continue } else { server.parse().unwrap() };
+            let expected = captured(Destination::Address(server), 53) + "q";
+            assert_eq!(talk(server, 53, b"q").unwrap(), expected);
+        }
+        assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+    });
+}
+
+#[test]
+fn the_resolver_answers_over_tcp_too() {
+    in_guest(Worker::Tells, || {
+        let question = b"\0\x13\x01\x01\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01";
+        for address in [IpAddr::V4(ADDRESS), IpAddr::V6(ADDRESS_V6)] {
+            let mut socket = TcpStream::connect((address, 53)).unwrap();
+            socket.write_all(question).unwrap();
+            socket.shutdown(Shutdown::Write).unwrap();
+            let mut answer = Vec::new();
+            socket.read_to_end(&mut answer).unwrap();
+            assert!(answer.len() > 30, "{answer:?}");
+        }
     });
 }
 
@@ -231,6 +261,38 @@ fn what_is_not_tcp_is_refused_at_once() {
         assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
     });
 }
+
+#[test]
+fn multicast_broadcast_and_frames_are_refused_at_once() {
+    use rustix::net::{AddressFamily, SendFlags, SocketType, sendto, socket};
+    in_guest(Worker::Tells, || {
+        for (address, source) in [
+            ("224.0.0.251:5353", "0.0.0.0:0"),
+            ("239.255.255.250:1900", "198.19.255.254:0"),
+            ("255.255.255.255:67", "0.0.0.0:0"),
+            ("[ff02::fb]:5353", "[::]:0"),
+        ] {
+            let socket = UdpSocket::bind(source).unwrap();
+            socket.set_broadcast(true).unwrap();
+            assert!(socket.send_to(b"x", address).is_err(), "{address}");
+        }
+        for protocol in [1, 2, 4, 41, 47, 50, 132] {
+            let protocol = rustix::net::Protocol::from_raw(NonZeroU32::new(protocol).unwrap());
+            let raw = socket(AddressFamily::INET, SocketType::RAW, Some(protocol)).unwrap();
+            let to: SocketAddr = (NOWHERE.parse::<IpAddr>().unwrap(), 0).into();
+            assert!(sendto(&raw, &[0; 32], SendFlags::empty(), &to).is_err(), "{protocol:?}");
+        }
+        run(&["python3", "-c", FRAME]);
+    });
+}
+
+/// Writes a frame to the interface itself, past every rule, and expects an error.
+const FRAME: &str = "import socket
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+s.bind(('egress', 0x800))
+try: s.send(bytes(60))
+except OSError: pass
+else: raise SystemExit('it was taken')";
 
 #[test]
 fn a_refusal_is_a_reset() {
@@ -425,13 +487,15 @@ fn containers_are_captured_too() {
         assert_eq!(say(&proxy, "3128"), format!("{:?}\n", Open::Proxy));
         let machine = Destination::Name("host.docker.internal".to_owned());
         assert_eq!(say(&proxy, "8080"), captured(machine, 8080));
-        for server in [proxy.as_str(), "8.8.8.8"] {
+        let look_up = |server: &str| {
             let server = format!("@{server}");
-            let address = container.run(&["dig", "+short", "+tries=1", &server, "in.a.container"]);
-            let name = Destination::Name("in.a.container".to_owned());
-            assert_eq!(say(address.trim(), "1"), captured(name, 1));
-        }
+            container.output(&["dig", "+short", "+tries=1", "+time=10", &server, "in.a.container"])
+        };
+        let address = String::from_utf8(look_up(&proxy).stdout).unwrap();
+        let name = Destination::Name("in.a.container".to_owned());
+        assert_eq!(say(address.trim(), "1"), captured(name, 1));
         let began = Instant::now();
+        assert!(!look_up("8.8.8.8").status.success());
         let ping = container.output(&["ping", "-c", "1", "-W", "10", NOWHERE]);
         assert!(String::from_utf8_lossy(&ping.stdout).contains("filtered"), "{ping:?}");
         assert!(began.elapsed() < AT_ONCE);

@@ -21,11 +21,12 @@ def attempt(name, action):
     print(name, round(time.monotonic() - start, 2), outcome.replace("\n", " "), flush=True)
 
 
-def udp(address, port, payload=b"hello"):
+def udp(address, port, payload=b"hello", protocol=0, timeout=TIMEOUT):
     def action():
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(TIMEOUT)
+        with socket.socket(family, socket.SOCK_DGRAM, protocol) as sock:
+            sock.settimeout(timeout)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             sock.connect((address, port))
             sock.send(payload)
             return sock.recv(1500)
@@ -46,13 +47,11 @@ def tcp(address, port, payload=b"hello\n"):
 def raw(protocol, address=OUTSIDE):
     def action():
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol) as sock:
-            sock.settimeout(3)
-            sock.sendto(b"\x08\x00\xf7\xff\x00\x00\x00\x00" if protocol == 1 else b"x" * 32, (address, 0))
-            # What comes from our own host is a refusal, not an answer.
-            while True:
-                data, sender = sock.recvfrom(1500)
-                if sender[0] == address and data[20] != 3:
-                    return data
+            sock.settimeout(TIMEOUT)
+            # Connected: what ICMP says of it is an error of the socket.
+            sock.connect((address, 0))
+            sock.send(b"\x08\x00\xf7\xff\x00\x00\x00\x00" if protocol == 1 else b"x" * 32)
+            return sock.recv(1500)
 
     return action
 
@@ -65,8 +64,15 @@ def run(*words):
     return action
 
 
+def frame():
+    """Past every rule, to the interface itself."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        sock.bind(("egress", 0x800))
+        return b"sent %d" % sock.send(bytes(60))
+
+
 def asked_outside(action):
-    """Every name server is the guest's own resolver: what it makes up by itself (198.18.0.0/15) came from nobody."""
+    """The guest's own resolver answers: what it makes up by itself (198.18.0.0/15) came from nobody."""
 
     def outside():
         answer = action()
@@ -85,18 +91,23 @@ def query(name, kind=1):
 
 for server in ["8.8.8.8", OUTSIDE, "127.0.0.53", "10.255.255.53"]:
     if server != "127.0.0.53":
-        attempt(f"dns-udp-{server}", asked_outside(udp(server, 53, query("smuggled-1.test"))))
+        attempt(f"dns-udp-{server}", udp(server, 53, query("smuggled-1.test")))
     message = struct.pack(">H", 33) + query("smuggled-2.test")
-    attempt(f"dns-tcp-{server}", asked_outside(tcp(server, 53, message)))
-attempt("dig", asked_outside(run("dig", "+time=5", "+tries=1", "@8.8.8.8", "smuggled-3.test")))
+    attempt(f"dns-tcp-{server}", tcp(server, 53, message))
+attempt("dig", run("dig", "+time=10", "+tries=1", "@8.8.8.8", "smuggled-3.test"))
 for kind in ["TXT", "NULL", "MX", "SRV", "ANY"]:
     dig = run("dig", "+short", "+time=5", "+tries=1", "smuggled-4.test", kind)
     attempt(f"dig-{kind}", asked_outside(dig))
 for port in [123, 443, 4500, 5353, 9999]:
     attempt(f"udp-{port}", udp(OUTSIDE, port))
 attempt("udp-6", udp(OUTSIDE_6, 443))
-attempt("mdns", udp("224.0.0.251", 5353))
-attempt("broadcast", udp("255.255.255.255", 67))
+# A container's link has these of its own: nobody there says that nobody listens.
+attempt("link-mdns", udp("224.0.0.251", 5353, timeout=2))
+attempt("link-ssdp", udp("239.255.255.250", 1900, timeout=2))
+attempt("link-mdns-6", udp("ff02::fb", 5353, timeout=2))
+attempt("link-broadcast", udp("255.255.255.255", 67, timeout=2))
+attempt("frame", frame)
+attempt("udp-lite", udp(OUTSIDE, 443, protocol=136))
 for address in [OUTSIDE, OUTSIDE_6, "8.8.8.8"]:
     attempt(f"ping-{address}", run("ping", "-c", "1", "-W", "3", address))
 for protocol in [1, 2, 47, 50, 132]:

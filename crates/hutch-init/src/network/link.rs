@@ -1,5 +1,8 @@
 //! The interface that everything leaves by and nothing gets out of: `egress`, with the addresses that init listens on
 //! and a route to everywhere (rtnetlink(7)).
+//!
+//! What gets as far as the interface, past all rules (a frame from a packet socket), finds a queue without room: its
+//! sender has an error at once.
 
 use std::io;
 
@@ -8,6 +11,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::netlink::{ACK, Batch, Body, CREATE, EXCLUSIVE, REQUEST};
 use super::{ADDRESS, ADDRESS_V6};
+use crate::log;
 
 /// Name of the interface.
 pub(super) const EGRESS: &str = "egress";
@@ -15,6 +19,7 @@ pub(super) const EGRESS: &str = "egress";
 const NEW_LINK: u16 = 16;
 const NEW_ADDRESS: u16 = 20;
 const NEW_ROUTE: u16 = 24;
+const NEW_QUEUE: u16 = 36;
 const UP: u32 = 1;
 const INET: u8 = 2;
 const INET6: u8 = 10;
@@ -39,6 +44,11 @@ const PROTOCOL_BOOT: u8 = 3;
 const SCOPE_UNIVERSE: u8 = 0;
 const TYPE_UNICAST: u8 = 1;
 
+const QUEUE_KIND: u16 = 1;
+const QUEUE_OPTIONS: u16 = 2;
+/// The place of the one queue of an interface (`TC_H_ROOT`).
+const ROOT: u32 = 0xffff_ffff;
+
 /// Makes the interface. `kind` is the driver: one that takes packets and drops them.
 pub(super) fn make(kind: &str) -> io::Result<()> {
     let mut link = Batch::default();
@@ -55,7 +65,14 @@ pub(super) fn make(kind: &str) -> io::Result<()> {
     rest.message(NEW_ADDRESS, create, &new_address(index, INET6, 128, &ADDRESS_V6.octets()));
     rest.message(NEW_ROUTE, create, &default_route(index, INET, &ADDRESS.octets()));
     rest.message(NEW_ROUTE, create, &default_route(index, INET6, &ADDRESS_V6.octets()));
-    rest.send(None)
+    rest.send(None)?;
+    let mut queue = Batch::default();
+    queue.message(NEW_QUEUE, create, &no_room(index));
+    if let Err(error) = queue.send(None) {
+        // The frames are dropped all the same.
+        log::warn(format!("{EGRESS} takes frames without a word: {error}"));
+    }
+    Ok(())
 }
 
 fn index(name: &str) -> io::Result<u32> {
@@ -89,6 +106,18 @@ fn changed_link(index: u32, flags: u32) -> Vec<u8> {
     fixed.extend_from_slice(&flags.to_ne_bytes());
     fixed.extend_from_slice(&flags.to_ne_bytes());
     fixed
+}
+
+/// `struct tcmsg` and attributes of a queue that has room for nothing.
+fn no_room(index: u32) -> Body {
+    let mut fixed = vec![0; 4];
+    for word in [index, 0, ROOT, 0] {
+        fixed.extend_from_slice(&word.to_ne_bytes());
+    }
+    let mut body = Body::new(&fixed);
+    let packets = 0_u32;
+    body.text(QUEUE_KIND, "pfifo").bytes(QUEUE_OPTIONS, &packets.to_ne_bytes());
+    body
 }
 
 /// `struct ifaddrmsg` and attributes.

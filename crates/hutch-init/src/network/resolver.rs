@@ -1,7 +1,9 @@
-//! Answers every DNS question of the guest, at once and by itself: nothing is ever asked outside.
+//! Answers the DNS questions that the guest asks at its configured name server, at once and by itself: nothing is ever
+//! asked outside.
 //!
 //! A name gets an address that stands for it ([`super::names`]); whether there is such a name only the host finds out,
-//! when someone connects. So a name server outside can neither be asked nor told anything.
+//! when someone connects. A name server outside can neither be asked nor told anything: its address is refused like
+//! every other that is not spoken to by TCP.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};

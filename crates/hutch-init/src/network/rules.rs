@@ -3,7 +3,7 @@
 //! What they would be in nft's own language:
 //!
 //! ```text
-//! chain capture      udp/53 and tcp/53 → the resolver; tcp to the explicit proxy as it is; all other tcp → capture
+//! chain capture      to our own address: port 53 → the resolver, the explicit proxy as it is; all other tcp → capture
 //! chain output       nat, output:       oifname egress, or to our own address: jump capture
 //! chain prerouting   nat, prerouting:   routed to egress, or to our own address: jump capture    (containers)
 //! chain refuse       filter, output:    what still leaves by egress: tcp reset, else admin-prohibited
@@ -37,19 +37,16 @@ pub(super) fn load() -> io::Result<()> {
         .base_chain("refuse", Kind::Filter, Hook::Output, BEFORE_FILTERS)
         .base_chain("forwarded", Kind::Filter, Hook::Forward, BEFORE_FILTERS);
     for address in OURS {
-        let to = |transport| Rule::default().family(address).transport(transport);
+        let ours = |transport, port| {
+            Rule::default().for_address(address).transport(transport).for_port(port)
+        };
+        let all = Rule::default().family(address).transport(Transport::Tcp);
         rules = rules
-            .rule(CAPTURE, to(Transport::Udp).for_port(DNS_PORT).redirect(address, DNS_PORT))
-            .rule(CAPTURE, to(Transport::Tcp).for_port(DNS_PORT).redirect(address, DNS_PORT))
-            .rule(
-                CAPTURE,
-                Rule::default()
-                    .for_address(address)
-                    .transport(Transport::Tcp)
-                    .for_port(PROXY_PORT)
-                    .accept(),
-            )
-            .rule(CAPTURE, to(Transport::Tcp).redirect(address, CAPTURE_PORT));
+            // Another name server is refused like everything else that is not TCP: nobody answers in its name.
+            .rule(CAPTURE, ours(Transport::Udp, DNS_PORT).redirect(address, DNS_PORT))
+            .rule(CAPTURE, ours(Transport::Tcp, DNS_PORT).redirect(address, DNS_PORT))
+            .rule(CAPTURE, ours(Transport::Tcp, PROXY_PORT).accept())
+            .rule(CAPTURE, all.redirect(address, CAPTURE_PORT));
     }
     rules = rules
         .rule("output", Rule::default().leaves_by(EGRESS).jump(CAPTURE))
