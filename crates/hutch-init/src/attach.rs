@@ -185,7 +185,7 @@ fn make_root(
     );
     if network.is_some() {
         trust::install(&root, &spec.ca_pem)?;
-        tools::write(&root, spec);
+        tools::write(&root, &spec.environment, &spec.user);
     }
     stages.mark("files");
     Ok((places, root, stages))

@@ -16,7 +16,7 @@ use crate::container::Container;
 use crate::port::Port;
 use crate::root::Root;
 use crate::session::{Channel, Sessions};
-use crate::{attach, clock, log, power_off, trust};
+use crate::{attach, clock, log, power_off, tools, trust};
 
 /// How long processes may take to end by themselves before they are killed.
 const GRACE: Duration = Duration::from_secs(2);
@@ -115,7 +115,9 @@ impl Server {
             let reply = match request {
                 ControlRequest::Attach(spec) => self.attach(*spec).await,
                 ControlRequest::Ping { realtime_ns } => pong(realtime_ns),
-                ControlRequest::Trust { ca_pem } => self.trust(ca_pem).await,
+                ControlRequest::Trust { ca_pem, environment } => {
+                    self.trust(ca_pem, environment).await
+                }
                 ControlRequest::Prepare { files } => {
                     let reply = self.prepare(files).await;
                     // The machine may be saved as soon as the host has the reply: the connection ends with it.
@@ -166,12 +168,17 @@ impl Server {
         }
     }
 
-    async fn trust(&self, ca_pem: String) -> ControlReply {
-        let root = match &*self.sandbox.lock().await {
-            Sandbox::Attached(_, root) => Arc::clone(root),
+    async fn trust(&self, ca_pem: String, environment: Vec<(Bytes, Bytes)>) -> ControlReply {
+        let (container, root) = match &*self.sandbox.lock().await {
+            Sandbox::Attached(sessions, root) => (sessions.container().clone(), Arc::clone(root)),
             _ => return failed(&"the sandbox is not attached"),
         };
-        match tokio::task::spawn_blocking(move || trust::install(&root, &ca_pem)).await {
+        let install = move || {
+            trust::install(&root, &ca_pem)?;
+            tools::write(&root, &container.change_environment(environment), container.user());
+            Ok::<_, trust::TrustError>(())
+        };
+        match tokio::task::spawn_blocking(install).await {
             Ok(Ok(())) => ControlReply::Trusted,
             Ok(Err(error)) => failed(&error),
             Err(_) => failed(&"writing the certificates ended early"),

@@ -10,7 +10,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hutch_wire::guest::{AttachSpec, Bytes};
+use hutch_wire::guest::Bytes;
 use rustix::fs::{Gid, Uid};
 use serde_json::{Map, Value, json};
 
@@ -30,8 +30,8 @@ const DOCKER: [(&str, &str); 3] =
     [("httpProxy", "HTTP_PROXY"), ("httpsProxy", "HTTPS_PROXY"), ("noProxy", "NO_PROXY")];
 
 /// Writes the files. One that cannot be written is a line in the log.
-pub(crate) fn write(root: &Root, spec: &AttachSpec) {
-    let variables = variables(&spec.environment);
+pub(crate) fn write(root: &Root, environment: &[(Bytes, Bytes)], user: &str) {
+    let variables = variables(environment);
     if root.has_file(Path::new("/etc/sudoers.d")) {
         let path = Path::new(SUDOERS);
         let written = root
@@ -46,7 +46,7 @@ pub(crate) fn write(root: &Root, spec: &AttachSpec) {
     let passwd =
         root.content(Path::new("/etc/passwd"), READ_MAX).ok().flatten().unwrap_or_default();
     let passwd = String::from_utf8_lossy(&passwd);
-    for user in ["root", &spec.user] {
+    for user in ["root", user] {
         if let Some(home) = Home::find(&passwd, user) {
             let path = home.path.join(".docker/config.json");
             said(&path, docker(root, &home, &path, &variables));
@@ -250,19 +250,9 @@ mod tests {
         }
         let passwd = "agent:x:1000:1001::/home/agent:/bin/sh\nroot:x:0:0::/root:/bin/sh\n";
         fs::write(directory.path().join("etc/passwd"), passwd).unwrap();
-        let spec = AttachSpec {
-            entropy: Bytes::new(),
-            realtime_ns: 0,
-            hostname: "box".to_owned(),
-            machine_id: String::new(),
-            time_zone: None,
-            workspaces: Vec::new(),
-            environment: VARIABLES.iter().map(|(name, value)| pair(name, value)).collect(),
-            user: "agent".to_owned(),
-            ca_pem: String::new(),
-        };
+        let environment: Vec<_> = VARIABLES.iter().map(|(name, value)| pair(name, value)).collect();
         let root = Root::open(directory.path()).unwrap();
-        write(&root, &spec);
+        write(&root, &environment, "agent");
         let facts = |path: &str| {
             let found = fs::symlink_metadata(directory.path().join(path)).unwrap();
             (found.mode() & 0o7777, found.uid(), found.gid())

@@ -387,3 +387,14 @@ fn without_its_socket_the_supervisor_refuses_to_run() {
     };
     assert_eq!(run(&["container"]).status.code(), Some(2));
 }
+
+#[tokio::test]
+async fn a_changed_variable_is_that_of_later_sessions_and_a_persons_still_wins() {
+    let fixture = Fixture::start().await;
+    let changed = vec![pair("OF_SANDBOX", "2"), pair("NEW", "3")];
+    let all = fixture.container.change_environment(changed);
+    assert_eq!(all.len(), 3, "{all:?}");
+    let mut spec = spec(&["sh", "-c", "echo $OF_SANDBOX $BOTH $NEW"]);
+    spec.environment = vec![pair("BOTH", "session")];
+    assert_eq!(fixture.run(spec).await.unwrap().0, "2 session 3\n");
+}

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use hutch_wire::guest::{AttachSpec, ControlReply, ControlRequest};
+use hutch_wire::guest::{AttachSpec, Bytes, ControlReply, ControlRequest};
 use hutch_wire::{Stream, message};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -80,9 +80,14 @@ fn describe(error: &message::MessageError) -> String {
 }
 
 impl Asker {
-    /// Has every tool in the guest trust these certificates, in place of those before.
-    pub(crate) async fn trust(&self, ca_pem: String) -> Result<(), String> {
-        self.ask(ControlRequest::Trust { ca_pem }).await
+    /// Has every tool in the guest trust these certificates, in place of those before, and gives these variables to
+    /// sessions that begin later.
+    pub(crate) async fn trust(
+        &self,
+        ca_pem: String,
+        environment: Vec<(Bytes, Bytes)>,
+    ) -> Result<(), String> {
+        self.ask(ControlRequest::Trust { ca_pem, environment }).await
     }
 
     async fn ask(&self, request: ControlRequest) -> Result<(), String> {

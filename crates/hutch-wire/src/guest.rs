@@ -80,6 +80,8 @@ pub enum ControlRequest {
     Trust {
         /// PEM.
         ca_pem: String,
+        /// Variables of [`AttachSpec::environment`] that have another value from now on, for sessions that begin later.
+        environment: Vec<(Bytes, Bytes)>,
     },
     /// Before `Attach`: does everything that is the same for each sandbox of the template, so that the machine can be
     /// saved. After the reply init waits for a new connection on the port, and takes no more bytes of this one.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hutch_wire::guest::{ExecFailure, ExecSpec};
+use hutch_wire::guest::{Bytes, ExecFailure, ExecSpec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Pid;
 use tokio::io::Interest;
@@ -53,6 +53,8 @@ pub struct Process {
 struct Shared {
     socket: UnixStream,
     spec: ContainerSpec,
+    /// Of sessions that begin now; at first the spec's.
+    environment: Mutex<Vec<(Bytes, Bytes)>>,
     cgroup: ContainerCgroup,
     state: Mutex<State>,
     alive: watch::Sender<bool>,
@@ -109,6 +111,7 @@ impl Container {
         }
         let shared = Arc::new(Shared {
             socket,
+            environment: Mutex::new(spec.environment.clone()),
             spec,
             cgroup,
             state: Mutex::default(),
@@ -159,7 +162,7 @@ impl Container {
         let shared = &self.shared;
         let launch = memory_file(&Launch {
             spec,
-            environment: shared.spec.environment.clone(),
+            environment: self.environment().clone(),
             user: shared.spec.user.clone(),
             directory: shared.spec.directory.clone(),
         });
@@ -183,6 +186,28 @@ impl Container {
         }
         drop(streams);
         told.await.unwrap_or_else(|_| Err(refused("the sandbox's container is gone".to_owned())))
+    }
+
+    /// Gives variables other values, for sessions that begin later, and returns all. Of several with one name the first
+    /// is meant: those that follow are a person's, and win.
+    pub fn change_environment(&self, changed: Vec<(Bytes, Bytes)>) -> Vec<(Bytes, Bytes)> {
+        let mut environment = self.environment();
+        for (name, value) in changed {
+            match environment.iter_mut().find(|(known, _)| *known == name) {
+                Some(known) => known.1 = value,
+                None => environment.insert(0, (name, value)),
+            }
+        }
+        environment.clone()
+    }
+
+    /// The user of sessions that name none.
+    pub fn user(&self) -> &str {
+        &self.shared.spec.user
+    }
+
+    fn environment(&self) -> MutexGuard<'_, Vec<(Bytes, Bytes)>> {
+        self.shared.environment.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks every process in the container to end.

@@ -3,6 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hutch_policy::settings::Service;
+use hutch_wire::guest::Bytes;
 use hutch_wire::network::{PROXY_NAMES, PROXY_PORT};
 
 /// Where init puts the proxy's certificate alone.
@@ -47,6 +48,17 @@ pub(crate) fn trusted(ca_pem: &str, extra_roots_pem: &str) -> String {
     format!("{}\n{extra_roots_pem}", ca_pem.trim_end())
 }
 
+/// The variable that holds the proxy's certificate itself.
+fn certificate(ca_pem: &str) -> (String, String) {
+    ("PROXY_CA_CERT_B64".to_owned(), STANDARD.encode(ca_pem))
+}
+
+/// The same as bytes, for a guest that is told of another certificate.
+pub(crate) fn certificate_variable(ca_pem: &str) -> (Bytes, Bytes) {
+    let (name, value) = certificate(ca_pem);
+    (Bytes::from(name.into_bytes()), Bytes::from(value.into_bytes()))
+}
+
 /// All of them, with the placeholders of the services' credentials.
 pub(crate) fn variables(ca_pem: &str, services: &[Service]) -> Vec<(String, String)> {
     let [name, _] = PROXY_NAMES;
@@ -66,7 +78,8 @@ pub(crate) fn variables(ca_pem: &str, services: &[Service]) -> Vec<(String, Stri
     set("NODE_EXTRA_CA_CERTS", CA_FILE);
     // Node's `fetch` looks at the variables above only then.
     set("NODE_USE_ENV_PROXY", "1");
-    set("PROXY_CA_CERT_B64", &STANDARD.encode(ca_pem));
+    all.push(certificate(ca_pem));
+    let mut set = |name: &str, value: &str| all.push((name.to_owned(), value.to_owned()));
     for name in ["BASH_ENV", "CLAUDE_ENV_FILE"] {
         set(name, PERSISTENT);
     }

@@ -17,7 +17,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::environment::trusted;
+use super::environment::{certificate_variable, trusted};
 use super::policy::{PolicyFile, word};
 use super::worker::{Refusal, WorkerLink};
 use crate::control::Asker;
@@ -147,7 +147,8 @@ impl NetworkTask {
         tracing::info!(cut, "the network's policy was changed");
         if ca_pem != self.ca_pem {
             let certificates = trusted(&ca_pem, &self.settings.extra_roots_pem);
-            let trusted = timeout(TRUST, self.guest.trust(certificates)).await;
+            let environment = vec![certificate_variable(&ca_pem)];
+            let trusted = timeout(TRUST, self.guest.trust(certificates, environment)).await;
             match trusted.unwrap_or_else(|_| Err("it does not answer".to_owned())) {
                 Ok(()) => self.ca_pem = ca_pem,
                 Err(reason) => notes.push(format!(

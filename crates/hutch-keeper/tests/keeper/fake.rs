@@ -11,8 +11,8 @@ use std::time::SystemTime;
 use hutch_keeper::{WorkspaceHost, WorkspaceStart, WorkspaceWorker};
 use hutch_vmm::{BoxFuture, SaveError, Snapshot, StartError, Vm, VmEnd, VmSpec, Vmm};
 use hutch_wire::guest::{
-    AttachSpec, CHANNEL_PORT, ControlReply, ControlRequest, ExecEvent, ExecRequest, ExecSpec, Open,
-    Stdio, WORKSPACE_PORT,
+    AttachSpec, Bytes, CHANNEL_PORT, ControlReply, ControlRequest, ExecEvent, ExecRequest,
+    ExecSpec, Open, Stdio, WORKSPACE_PORT,
 };
 use hutch_wire::message::{self, MESSAGE_MAX};
 use hutch_wire::network::NETWORK_PORT;
@@ -215,7 +215,8 @@ pub(crate) enum Told {
     ExecEnded(String, bool),
     Signal(u8),
     Pinged,
-    Trusted(String),
+    /// The certificates, and the variables that changed.
+    Trusted(String, Vec<(String, String)>),
     PowerOff,
 }
 
@@ -276,8 +277,11 @@ impl Init {
                     ControlReply::Attached
                 }
                 ControlRequest::Prepare { .. } => ControlReply::Prepared,
-                ControlRequest::Trust { ca_pem } => {
-                    self.told.send(Told::Trusted(ca_pem)).unwrap();
+                ControlRequest::Trust { ca_pem, environment } => {
+                    let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+                    let variables =
+                        environment.iter().map(|(name, value)| (text(name), text(value))).collect();
+                    self.told.send(Told::Trusted(ca_pem, variables)).unwrap();
                     if !self.answer_trust {
                         continue;
                     }

@@ -244,15 +244,17 @@ async fn a_new_certificate_is_trusted_before_the_change_is_told() {
     // Told before the answer, so it must be there already.
     let mut trusted = Vec::new();
     while let Ok(told) = world.guest.told.try_recv() {
-        if let Told::Trusted(ca_pem) = told {
-            trusted.push(ca_pem);
+        if let Told::Trusted(ca_pem, variables) = told {
+            trusted.push((ca_pem, variables));
         }
     }
-    assert_eq!(trusted, ["another\n"]);
+    // Base64 of the same.
+    let variable = ("PROXY_CA_CERT_B64".to_owned(), "YW5vdGhlcgo=".to_owned());
+    assert_eq!(trusted, [("another\n".to_owned(), vec![variable])]);
     // The same one again is no news.
     assert!(matches!(world.edit(deny()).await, Response::NetworkPolicy(_)));
     while let Ok(told) = world.guest.told.try_recv() {
-        assert!(!matches!(told, Told::Trusted(_)));
+        assert!(!matches!(told, Told::Trusted(..)));
     }
 }
 
