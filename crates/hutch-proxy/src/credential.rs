@@ -93,6 +93,11 @@ impl Injector {
         Self { services, broker: Broker::new(link), needles: Mutex::default() }
     }
 
+    /// The link to the broker.
+    pub(crate) fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
     async fn held(&self, service: &str) -> Held {
         match self.broker.find(service).await {
             Ok(found) => Held {

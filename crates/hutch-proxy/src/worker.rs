@@ -17,17 +17,15 @@ use std::time::Duration;
 use hutch_policy::host::{Authority, Host, Port};
 use hutch_policy::services::ServiceTable;
 use hutch_sys::inherited::inherited;
-use hutch_sys::jail::JailError;
 use hutch_wire::message::{self, MessageError};
 use hutch_wire::{Connection, Limits, Role};
 use rustix::process::{Resource, Rlimit};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
-use crate::confine::confine;
+use crate::confine::{ConfineError, confine};
 use crate::control::{Checked, Reply, Request, Start};
-use crate::credential::Injector;
-use crate::exchange::{Credentials, Recorder};
+use crate::credential::{Broker, Injector};
 use crate::gate::{Gate, Parts, Treatment};
 use crate::log_writer::LogWriter;
 use crate::{accept, upstream};
@@ -63,14 +61,17 @@ pub enum WorkerError {
         source: io::Error,
     },
     /// The jail could not be entered.
-    #[error("the proxy worker could not be jailed")]
-    Jail(#[from] JailError),
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     /// The runtime could not be started.
     #[error("the proxy worker could not start its threads")]
     Runtime(#[source] io::Error),
     /// The keeper cannot be understood.
     #[error("the keeper's messages cannot be read")]
     Control(#[from] MessageError),
+    /// Requests would go without their credentials, and nobody would know why.
+    #[error("the credential broker has ended")]
+    BrokerEnded,
     /// The keeper was told why.
     #[error("the proxy worker could not start: {reason}")]
     Start {
@@ -98,17 +99,20 @@ pub fn main(directory: &Path, control: &str, link: &str) -> Result<(), WorkerErr
     };
     raise_descriptors();
     let roots = Arc::new(upstream::native_roots());
-    let report = confine(directory)?;
+    let (directory, report) = confine(directory)?;
     for weakness in report.weaknesses() {
         tracing::warn!("{weakness}");
     }
+    // Another user's process has lost what the keeper asked for. One that ended before is seen by its closed streams.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(|error| WorkerError::Runtime(error.into()))?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .enable_all()
         .build()
         .map_err(WorkerError::Runtime)?;
-    let outcome = runtime.block_on(run(directory.to_owned(), roots, streams));
+    let outcome = runtime.block_on(run(directory, roots, streams));
     // Whoever still resolves a name is not waited for.
     runtime.shutdown_background();
     outcome
@@ -152,8 +156,8 @@ async fn run(
         Err(MessageError::End) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    let gate = match begin(start, &directory, roots, link) {
-        Ok(gate) => Arc::new(gate),
+    let (gate, broker) = match begin(start, &directory, roots, link) {
+        Ok((gate, broker)) => (Arc::new(gate), broker),
         Err(reason) => {
             message::write(&mut writer, &Reply::Failed { reason: reason.clone() }).await?;
             return Err(WorkerError::Start { reason });
@@ -169,6 +173,7 @@ async fn run(
             Ok(())
         }
         () = tidy(&gate) => Ok(()),
+        () = broker.lost() => Err(WorkerError::BrokerEnded),
     }
 }
 
@@ -177,8 +182,9 @@ fn begin(
     directory: &Path,
     roots: Arc<rustls::RootCertStore>,
     link: UnixStream,
-) -> Result<Gate, String> {
+) -> Result<(Gate, Broker), String> {
     let (credentials, recorder) = plug(&start, directory, link)?;
+    let broker = credentials.broker().clone();
     let parts = Parts {
         sandbox: start.sandbox,
         settings: start.settings,
@@ -188,11 +194,12 @@ fn begin(
         recorder,
         roots,
     };
-    Gate::new(parts).map_err(|error| in_one_sentence(&error))
+    let gate = Gate::new(parts).map_err(|error| in_one_sentence(&error))?;
+    Ok((gate, broker))
 }
 
 /// What the engine is given.
-type Plugged = (Arc<dyn Credentials>, Arc<dyn Recorder>);
+type Plugged = (Arc<Injector>, Arc<LogWriter>);
 
 /// Where credentials and the log are plugged in.
 fn plug(start: &Start, directory: &Path, link: UnixStream) -> Result<Plugged, String> {

@@ -123,6 +123,14 @@ impl World {
         Self { base, proxy, control, credentials, guest }
     }
 
+    /// The user that the worker runs as.
+    fn proxy_uid(&self) -> u32 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.proxy.pid()))
+            .expect("the worker runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).expect("its user");
+        line.split_whitespace().nth(1).and_then(|uid| uid.parse().ok()).expect("a number")
+    }
+
     async fn ask(&self, port: u16) -> String {
         let open = postcard::to_stdvec(&Open::Proxy).expect("bytes");
         let mut stream = self.guest.open(&open).await.expect("a stream");
@@ -241,16 +249,53 @@ async fn the_broker_ends_with_the_worker() {
     let (port, _requests) = reflecting_server();
     let mut world = World::start(port, "").await;
     world.place().await;
+    kill(world.proxy.pid());
     let broker = world.proxy.broker_pid();
-    let worker = i32::try_from(world.proxy.pid()).ok().and_then(rustix::process::Pid::from_raw);
-    rustix::process::kill_process(worker.expect("a number"), rustix::process::Signal::KILL)
-        .expect("a signal");
-    // A zombie until the keeper's handle is dropped.
-    let ended = || {
-        let stat = fs::read_to_string(format!("/proc/{broker}/stat")).unwrap_or_default();
-        stat.rsplit(") ").next().is_none_or(|rest| rest.starts_with('Z'))
-    };
-    while !ended() {
+    while !ended(broker) {
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_worker_ends_with_the_broker_and_says_so() {
+    let (port, _requests) = reflecting_server();
+    let mut world = World::start(port, "").await;
+    world.place().await;
+    kill(world.proxy.broker_pid());
+    let status = world.proxy.wait(Duration::from_secs(10)).expect("it can be waited for");
+    assert_eq!(status.and_then(|status| status.code()), Some(1));
+    let talk = fs::read_to_string(world.file("talk")).expect("a log");
+    assert!(talk.contains("the credential broker has ended"), "{talk}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_root_starts_goes_on_as_nobody() {
+    if !rustix::process::geteuid().is_root() {
+        // The whole test run has root; an ordinary user's worker stays that user's.
+        let (port, _requests) = reflecting_server();
+        let world = World::start(port, "").await;
+        let own = rustix::process::geteuid().as_raw();
+        assert_eq!(world.proxy_uid(), own);
+        return;
+    }
+    let (port, _requests) = reflecting_server();
+    let mut world = World::start(port, "export MINE_KEY=key-of-root\n").await;
+    assert_eq!(world.proxy_uid(), 65534);
+    assert!(world.ask(port).await.starts_with("HTTP/1.1 200"));
+    // It still writes into its directory, which root still reads.
+    let ca = fs::metadata(world.file("network/ca.pem")).expect("a certificate");
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&ca), 65534);
+    world.place().await;
+}
+
+fn kill(pid: u32) {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    rustix::process::kill_process(pid.expect("a number"), rustix::process::Signal::KILL)
+        .expect("a signal");
+}
+
+/// A zombie until the keeper's handle is dropped.
+fn ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_none_or(|rest| rest.starts_with('Z'))
 }

@@ -72,6 +72,11 @@ impl Broker {
         Self { calls }
     }
 
+    /// Resolves when the link is lost.
+    pub(crate) async fn lost(&self) {
+        self.calls.closed().await;
+    }
+
     async fn call(&self, ask: Ask) -> Result<Reply, Lost> {
         let gone = || Lost("the credential broker has ended".to_owned());
         let (caller, answer) = oneshot::channel();

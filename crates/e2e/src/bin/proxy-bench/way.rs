@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -155,7 +155,7 @@ async fn worker(
     let log = File::create(directory.join("worker.log"))?;
     let network = directory.join("network");
     fs::create_dir(&network)?;
-    let broker = BrokerSpec { store: PathBuf::from("/nonexistent"), ..BrokerSpec::default() };
+    let broker = BrokerSpec { store: directory.join("secrets"), ..BrokerSpec::default() };
     let spawn = Spawn { port: theirs.into(), directory: network, log, broker };
     let proxy = hutch_proxy::spawn(program, spawn)?;
     let inspect = if terminated == Terminated::Yes { Inspect::All } else { Inspect::Credentials };
