@@ -187,7 +187,11 @@ async fn attempt(
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return upgraded(response, upgrade.is_some(), guard, answer).await;
     }
-    let mut response = response.map(|body| body.map_err(Into::into).boxed_unsync());
+    let mut response = response.map(|body| match bodiless {
+        // Some servers send one over HTTP/2, which is an error of the stream there.
+        true => crate::exchange::empty(),
+        false => body.map_err(Into::into).boxed_unsync(),
+    });
     strip_hop(response.headers_mut());
     if let Some(answer) = answer {
         let received = tokio::select! {
@@ -314,6 +318,7 @@ fn address(
         head.uri = path.clone();
         let host = HeaderValue::try_from(authority).map_err(|_| odd())?;
         head.headers.insert(header::HOST, host);
+        one_cookie(&mut head.headers);
         if let Some(protocols) = upgrade {
             head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             let protocols = HeaderValue::try_from(protocols).map_err(|_| odd())?;
@@ -323,6 +328,17 @@ fn address(
         }
     }
     Ok(())
+}
+
+/// A client of HTTP/2 may send its cookies in several fields, which are one in HTTP/1 (RFC 9113, 8.2.3).
+fn one_cookie(fields: &mut HeaderMap) {
+    let values: Vec<&[u8]> =
+        fields.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if values.len() > 1
+        && let Ok(one) = HeaderValue::from_bytes(&values.join(&b"; "[..]))
+    {
+        fields.insert(header::COOKIE, one);
+    }
 }
 
 async fn upgraded(

@@ -12,6 +12,7 @@ use http::{Method, Response, StatusCode, Version};
 use hutch_policy::host::{Authority, Host, Port};
 use hutch_policy::policy::Verdict;
 use hutch_wire::network::{PROXY_NAMES, PROXY_PORT};
+use hyper::body::Body as _;
 
 use crate::accept;
 use crate::exchange::{Body, Pending, empty};
@@ -28,6 +29,8 @@ use crate::tunnel::{Moved, relay};
 pub(crate) const MALFORMED: &str = "<malformed request>";
 /// The rule that refuses requests whose host is not the connection's.
 pub(crate) const FRONTING: &str = "<domain fronting>";
+/// To whom asks for a tunnel within a connection.
+const NESTED: &str = "CONNECT is for the proxy alone, not for what is reached through it";
 
 /// What a connection of the guest is.
 #[derive(Debug, Clone)]
@@ -57,18 +60,7 @@ impl Service for Front {
     }
 
     fn fault(&self, fault: Fault) -> Response<Body> {
-        let verdict = Verdict::refused(MALFORMED, fault.to_string());
-        let mut record = match &self.entrance {
-            Entrance::Inside(place) => refused_record(&self.gate, &place.authority, &verdict),
-            Entrance::Proxy => {
-                let nowhere = Authority { host: Host::Name(proxy_name()), port: proxy_port() };
-                refused_record(&self.gate, &nowhere, &verdict)
-            }
-        };
-        let status = status_of(fault);
-        record.status = Some(status.as_u16());
-        self.gate.log(record);
-        plain(status, &fault.to_string())
+        self.malformed(status_of(fault), &fault.to_string())
     }
 }
 
@@ -93,6 +85,21 @@ fn status_of(fault: Fault) -> StatusCode {
 }
 
 impl Front {
+    /// Refuses what is no request here, with a line in the log.
+    fn malformed(&self, status: StatusCode, sentence: &str) -> Response<Body> {
+        let verdict = Verdict::refused(MALFORMED, sentence);
+        let mut record = match &self.entrance {
+            Entrance::Inside(place) => refused_record(&self.gate, &place.authority, &verdict),
+            Entrance::Proxy => {
+                let nowhere = Authority { host: Host::Name(proxy_name()), port: proxy_port() };
+                refused_record(&self.gate, &nowhere, &verdict)
+            }
+        };
+        record.status = Some(status.as_u16());
+        self.gate.log(record);
+        plain(status, sentence)
+    }
+
     async fn answer(&self, head: Head, body: Body) -> Reply {
         match (&self.entrance, &head.target) {
             (Entrance::Proxy, Target::Authority(authority)) => {
@@ -108,18 +115,21 @@ impl Front {
                 let path = path.clone();
                 self.forward(&place, head, path, body).await
             }
-            (Entrance::Proxy, Target::Absolute { secure: true, .. }) => Reply::Response(plain(
-                StatusCode::BAD_REQUEST,
-                "an https URL is asked for with CONNECT, so that its TLS is the client's",
-            )),
-            (Entrance::Proxy, Target::Origin(_) | Target::Asterisk) => Reply::Response(plain(
-                StatusCode::BAD_REQUEST,
-                "this is the sandbox's proxy: it is asked with CONNECT or with an absolute URL",
-            )),
-            (Entrance::Inside(_), Target::Authority(_)) => Reply::Response(plain(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "CONNECT is for the proxy alone, not for what is reached through it",
-            )),
+            (Entrance::Proxy, Target::Absolute { secure: true, .. }) => {
+                Reply::Response(self.malformed(
+                    StatusCode::BAD_REQUEST,
+                    "an https URL is asked for with CONNECT, so that its TLS is the client's",
+                ))
+            }
+            (Entrance::Proxy, Target::Origin(_) | Target::Asterisk) => {
+                Reply::Response(self.malformed(
+                    StatusCode::BAD_REQUEST,
+                    "this is the sandbox's proxy: it is asked with CONNECT or with an absolute URL",
+                ))
+            }
+            (Entrance::Inside(_), Target::Authority(_)) => {
+                Reply::Response(self.malformed(StatusCode::METHOD_NOT_ALLOWED, NESTED))
+            }
             (Entrance::Inside(place), Target::Absolute { secure, authority, path }) => {
                 if *secure != place.secure {
                     return Reply::Response(self.fronting(
@@ -170,7 +180,7 @@ impl Front {
         body: Body,
     ) -> Reply {
         // An upgrade with a body has no well-defined beginning of the other protocol.
-        let upgrade = head.upgrade.filter(|_| hyper::body::Body::is_end_stream(&body));
+        let upgrade = head.upgrade.filter(|_| body.is_end_stream());
         let asked = Asked {
             method: head.method,
             path,
@@ -242,6 +252,25 @@ pub(crate) async fn answer_http2(
     front: &Front,
     request: http::Request<hyper::body::Incoming>,
 ) -> Response<Body> {
+    let head = request.method() == Method::HEAD;
+    let response = respond_http2(front, request).await;
+    // The library sends every body that it is given, and a client takes one after HEAD for an error of the protocol.
+    if head { without_body(response) } else { response }
+}
+
+/// The head of a response alone, with the length that the body would have had.
+fn without_body(mut response: Response<Body>) -> Response<Body> {
+    let length = response.body().size_hint().exact().filter(|length| *length > 0);
+    if let Some(length) = length {
+        response.headers_mut().entry(http::header::CONTENT_LENGTH).or_insert(length.into());
+    }
+    response.map(|_| empty())
+}
+
+async fn respond_http2(
+    front: &Front,
+    request: http::Request<hyper::body::Incoming>,
+) -> Response<Body> {
     use http_body_util::BodyExt as _;
     let Entrance::Inside(place) = &front.entrance else {
         return front.fault(Fault::Version);
@@ -251,7 +280,8 @@ pub(crate) async fn answer_http2(
         return front.fault(Fault::Trace);
     }
     if parts.method == Method::CONNECT {
-        return plain(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is for the proxy alone");
+        // Also WebSocket over HTTP/2 (RFC 8441), which our settings do not offer: clients take HTTP/1.1 for it.
+        return front.malformed(StatusCode::METHOD_NOT_ALLOWED, NESTED);
     }
     let host = match host_http2(&parts, place) {
         Ok(host) => host,
@@ -264,15 +294,13 @@ pub(crate) async fn answer_http2(
     };
     let path = parts.uri.into_parts().path_and_query;
     let path = path.unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
-    if path.as_str().contains(['#', '\\']) {
+    // What the parser of HTTP/1 takes, and no more: `*` and `?x` are other targets in a request line.
+    let whole = path.as_str().starts_with('/') || (path == "*" && parts.method == Method::OPTIONS);
+    if !whole || !path.as_str().is_ascii() || path.as_str().contains(['#', '\\']) {
         return front.fault(Fault::Target);
     }
     let place = Place { also, ..place.clone() };
-    let body = if hyper::body::Body::is_end_stream(&body) {
-        empty()
-    } else {
-        body.map_err(Into::into).boxed_unsync()
-    };
+    let body = if body.is_end_stream() { empty() } else { body.map_err(Into::into).boxed_unsync() };
     let asked = Asked {
         method: parts.method,
         path,

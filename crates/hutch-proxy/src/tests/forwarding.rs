@@ -253,3 +253,56 @@ async fn an_http2_client_reaches_an_http1_server() {
         sender.send_request(request("https://tls1.test/nothing", empty())).await.unwrap();
     assert_eq!(response.status(), 204);
 }
+
+#[tokio::test]
+async fn head_over_http2_has_a_length_and_no_body_whoever_answers() {
+    let world = World::inspecting_all("").await;
+    // Servers of both versions (the one of HTTP/2 sends a body, which it must not), and the proxy itself.
+    for (host, uri, status) in [
+        ("tls.test", "https://tls.test/x", 200),
+        ("tls1.test", "https://tls1.test/x", 200),
+        ("tls.test", "https://other.test/x", 421),
+    ] {
+        let mut sender = http2(&world, host).await;
+        let head = Request::head(uri).body(empty()).unwrap();
+        let response = within(sender.send_request(head)).await.unwrap();
+        assert_eq!(response.status(), status, "{uri}");
+        let length = response.headers().get("content-length").cloned();
+        assert_eq!(text(response).await, "", "{uri}");
+        if status == 200 {
+            assert_eq!(length.unwrap(), "3", "{uri}");
+        } else {
+            assert_ne!(length.unwrap(), "0", "{uri}");
+        }
+        // The connection is still good.
+        let host = format!("https://{host}/y");
+        let get = Request::get(host).body(empty()).unwrap();
+        assert_eq!(text(within(sender.send_request(get)).await.unwrap()).await, "/y\n");
+    }
+}
+
+#[tokio::test]
+async fn a_part_of_a_file_passes_over_http2() {
+    let world = World::inspecting_all("").await;
+    let mut sender = http2(&world, "tls.test").await;
+    let part = Request::get("https://tls.test/seen").header("range", "bytes=0-3").body(empty());
+    let seen = text(within(sender.send_request(part.unwrap())).await.unwrap()).await;
+    assert!(seen.contains("range: bytes=0-3\n"), "{seen}");
+}
+
+#[tokio::test]
+async fn cookies_in_several_fields_are_one_for_an_http1_server() {
+    let world = World::inspecting_all("").await;
+    for (host, expected) in
+        [("tls1.test", "cookie: a=1; b=2\n"), ("tls.test", "cookie: a=1\ncookie: b=2\n")]
+    {
+        let mut sender = http2(&world, host).await;
+        let request = Request::get(format!("https://{host}/seen"))
+            .header("cookie", "a=1")
+            .header("cookie", "b=2")
+            .body(empty())
+            .unwrap();
+        let seen = text(within(sender.send_request(request)).await.unwrap()).await;
+        assert!(seen.contains(expected), "{seen}");
+    }
+}
