@@ -4,6 +4,7 @@
 //! the same kernel, template, processors and memory, one after the other.
 
 mod data;
+mod policy;
 mod proxy;
 mod virtiofs;
 mod world;
@@ -35,6 +36,7 @@ struct Report {
     accelerator: String,
     cold_start_ms: Vec<f64>,
     exec_true_ms: Percentiles,
+    policy_change_ms: Percentiles,
     idle_pss_mib: BTreeMap<String, f64>,
     workspace: Vec<Row>,
     proxy: Vec<proxy::Row>,
@@ -128,6 +130,8 @@ pub(crate) fn bench(wanted: Wanted) -> anyhow::Result<()> {
     for _ in 0..runs {
         latencies.push(world.hutch(&["exec", "bench", "true"])?.0);
     }
+    eprintln!("==> policy change");
+    let policy_changes = policy::measure(&world, if quick { 5 } else { 20 })?;
     let machine = world.machine()?;
     let idle_pss_mib = world.memory()?;
     let report = Report {
@@ -135,6 +139,7 @@ pub(crate) fn bench(wanted: Wanted) -> anyhow::Result<()> {
         accelerator: machine.accelerator(),
         cold_start_ms: cold_start.iter().map(milliseconds).collect(),
         exec_true_ms: percentiles(latencies)?,
+        policy_change_ms: percentiles(policy_changes)?,
         idle_pss_mib,
         workspace: workspace(&world, &task, &machine, &ours)?,
         proxy: proxy::measure(&world, quick)?,
@@ -220,11 +225,14 @@ fn print(report: &Report) {
     let starts: Vec<String> =
         report.cold_start_ms.iter().map(|start| format!("{start:.0}")).collect();
     println!("cold start           {} ms", starts.join(" "));
-    let exec = &report.exec_true_ms;
-    println!(
-        "exec true            p50 {:.1} ms, p95 {:.1} ms, {} runs",
-        exec.p50, exec.p95, exec.runs
-    );
+    for (what, times) in
+        [("exec true", &report.exec_true_ms), ("policy change", &report.policy_change_ms)]
+    {
+        println!(
+            "{what:<20} p50 {:.1} ms, p95 {:.1} ms, {} runs",
+            times.p50, times.p95, times.runs
+        );
+    }
     for (program, memory) in &report.idle_pss_mib {
         println!("idle memory          {memory:>7.1} MiB PSS of {program}");
     }

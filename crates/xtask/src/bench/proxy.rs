@@ -101,20 +101,30 @@ fn table(
     let find = |rows: &Rows, what: &str| {
         rows.iter().find(|(name, ..)| name == what).map(|(_, value, _)| *value)
     };
-    hutch
-        .iter()
-        .map(|(what, value, unit)| {
-            Ok(Row {
-                mode: mode.to_owned(),
-                what: what.clone(),
-                unit: unit.clone(),
-                direct: find(direct, what),
-                hutch: *value,
-                squid: find(squid, what).with_context(|| format!("squid has no row {what}"))?,
-                mitmproxy: mitmproxy.and_then(|rows| find(rows, what)),
-            })
-        })
-        .collect()
+    let mut rows = Vec::new();
+    for (what, value, unit) in hutch {
+        let row = Row {
+            mode: mode.to_owned(),
+            what: what.clone(),
+            unit: unit.clone(),
+            direct: find(direct, what),
+            hutch: *value,
+            squid: find(squid, what).with_context(|| format!("squid has no row {what}"))?,
+            mitmproxy: mitmproxy.and_then(|rows| find(rows, what)),
+        };
+        let added = row.direct.filter(|_| what.starts_with("latency")).map(|direct| Row {
+            what: format!("added {what}"),
+            mode: mode.to_owned(),
+            unit: unit.clone(),
+            direct: None,
+            hutch: row.hutch - direct,
+            squid: row.squid - direct,
+            mitmproxy: row.mitmproxy.map(|value| value - direct),
+        });
+        rows.push(row);
+        rows.extend(added);
+    }
+    Ok(rows)
 }
 
 /// The server that everything is fetched from, and where everybody writes.
