@@ -6,12 +6,14 @@
 #   make build    the host programs and the guest's init, optimised
 #   make install  the programs to PREFIX (default ~/.local) and the Docker CLI plugin
 #   make bench    the measurements of docs/benchmarks.md
+#   make fuzz     each fuzz target for FUZZ_SECONDS (default 30); a finding fails it and is kept in fuzz/findings
 #   make clean    what was built
 
 PREFIX ?= $(HOME)/.local
+FUZZ_SECONDS ?= 30
 XTASK := scripts/cargo run --quiet --package xtask --
 
-.PHONY: run test check build install bench clean deny
+.PHONY: run test check build install bench fuzz clean deny
 
 run:
 	@scripts/setup run
@@ -36,6 +38,10 @@ install:
 bench:
 	@scripts/setup bench
 	@$(XTASK) bench
+
+fuzz:
+	@scripts/setup build
+	@fuzz/run all $(FUZZ_SECONDS)
 
 deny:
 	@$(XTASK) deny
