@@ -15,6 +15,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,6 +39,7 @@ use crate::gate::{Gate, State, Treatment};
 use crate::http1::{self, Reply};
 use crate::http2;
 use crate::live::Admitted;
+use crate::retried::watched;
 use crate::stream::{Io, Rewound};
 use crate::tunnel::{Moved, relay};
 use crate::upstream::{Dialed, Kept, Key, Unreachable, Way};
@@ -241,7 +243,7 @@ pub(crate) fn loops(gate: &Gate, place: &Authority, accept: Option<&str>) -> Res
 /// Serves a connection to a place that may be connected to.
 async fn inside(gate: &Arc<Gate>, mut io: Box<dyn Io>, mut route: Route) {
     if route.treatment == Treatment::Bypass {
-        return tunnel(gate, io, route, None, How::Bypass, Bytes::new()).await;
+        return tunnel(gate, io, route, None, None, Bytes::new()).await;
     }
     let refuse = |rule: &str, reason: String| {
         gate.log(refused_record(gate, &route.place, &Verdict::refused(rule, reason)));
@@ -262,7 +264,7 @@ async fn inside(gate: &Arc<Gate>, mut io: Box<dyn Io>, mut route: Route) {
             if route.treatment == Treatment::Terminate {
                 terminate(gate, io, route.place, also, before).await;
             } else {
-                tunnel(gate, io, route, also, How::Tunnel, before).await;
+                tunnel(gate, io, route, also, Some(hello), before).await;
             }
         }
         Ok(Spoken::Http(before)) => {
@@ -318,15 +320,16 @@ fn agreed_name(place: &Authority, hello: &ClientHello) -> Result<Option<Authorit
     }
 }
 
-/// Passes the connection on, from the first byte on.
+/// Passes the connection on, from the first byte on; a bypassed one, of which nothing was read, has no `hello`.
 async fn tunnel(
     gate: &Arc<Gate>,
     mut client: Box<dyn Io>,
     mut route: Route,
     also: Option<Authority>,
-    how: How,
+    hello: Option<ClientHello>,
     before: Bytes,
 ) {
+    let how = if hello.is_some() { How::Tunnel } else { How::Bypass };
     let named = also.as_ref().unwrap_or(&route.place);
     let mut entry = Entry::new(gate, gate.record_of(how, named, route.verdict.verdict()));
     if how == How::Tunnel {
@@ -355,9 +358,18 @@ async fn tunnel(
         client = Box::new(Rewound::new(before, client));
     }
     let moved = Moved::default();
-    let mut server = dialed.io;
+    let (mut server, mut renamed) = (dialed.io, None);
+    if let Some(hello) = hello {
+        let watched = watched(hello.server_name, client, server);
+        (client, server) = (watched.0, watched.1);
+        renamed = Some(watched.2);
+    }
     let end = relay(&mut *client, &mut *server, &guard.cut, &moved, None).await;
     entry.ended(&moved, &end);
+    if renamed.is_some_and(|renamed| renamed.load(Ordering::Relaxed)) {
+        let reason = "a second TLS handshake message names another server";
+        entry.refuse(&Verdict::refused(OTHER_NAME, reason));
+    }
 }
 
 /// Ends the client's TLS here and serves the requests in it.

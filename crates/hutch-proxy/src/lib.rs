@@ -11,6 +11,7 @@
 //!   forward     one request: judged, prepared, sent, answered, logged
 //!   head, chunked, http1, http2   what the guest's requests are read with
 //!   gate, live  the policy of the moment, and the connections that it cuts
+//!   tunnel, retried   bytes both ways; a second name in them
 //!   upstream    resolving, judging addresses, connecting, TLS, connections that wait
 //!   exchange    the seams that credentials and the log are plugged in at
 //!   broker      the other process: finds credentials, for the services of the sandbox alone
@@ -41,6 +42,7 @@ mod http2;
 mod live;
 pub mod log_writer;
 mod oauth;
+mod retried;
 mod scrub;
 pub mod secret_command;
 pub mod spawn;

@@ -171,6 +171,24 @@ async fn tls_for_another_name_or_for_none_is_not_tunnelled() {
 }
 
 #[tokio::test]
+async fn a_second_client_hello_in_a_tunnel_names_the_same_server() {
+    use crate::retried::tests::{client_hello, record};
+    let world = World::new("").await;
+    let hello = |name| record(22, &client_hello(name));
+    for (second, passes) in [("echo.test", true), ("blocked.test", false)] {
+        let mut stream = world.tunnel("echo.test:443").await;
+        let both = [hello("echo.test"), record(20, &[1]), hello(second)].concat();
+        // In one piece, so that the server has not answered in between.
+        stream.write_all(&both).await.unwrap();
+        let mut back = vec![0; both.len()];
+        let answer = within(stream.read_exact(&mut back)).await;
+        assert_eq!(answer.is_ok(), passes, "{second}");
+    }
+    let record = world.record(|record| record.decision == Decision::Denied).await;
+    assert_eq!((record.rule.as_str(), record.received), ("<server name mismatch>", 0));
+}
+
+#[tokio::test]
 async fn what_is_neither_tls_nor_http_is_reset() {
     let world = World::new("").await;
     for first in ["SSH-2.0-OpenSSH_9.9\r\n", "\x00\x01", "*1\r\n$4\r\nPING\r\n"] {
