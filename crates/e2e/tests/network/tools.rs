@@ -39,6 +39,12 @@ const LOCAL: &[Tool] = &[
         "python works",
     ),
     (
+        "uv",
+        "uv venv -q uv && uv pip install -q -p uv/bin/python hutchdemo && uv/bin/python -m hutchdemo",
+        "python works",
+    ),
+    ("go, static", "./fetch https://tool.test/", "hello from tool.test"),
+    (
         "npm",
         "mkdir -p npm && cd npm && npm install --silent --no-audit --no-fund hutchdemo-node >/dev/null && node -e \"require('hutchdemo-node')\"",
         "node works",
@@ -89,6 +95,34 @@ fn lend_cargo(environment: &TestEnvironment, sandbox: &TestSandbox<'_>) {
     environment.program("chmod").args(["755"]).args([&place]).run().success();
 }
 
+/// Compiled here: the standard library takes minutes on an emulated processor.
+const GO: &str = "package main
+import (\"io\"; \"net/http\"; \"os\")
+func main() {
+	answer, err := http.Get(os.Args[1])
+	if err != nil { panic(err) }
+	io.Copy(os.Stdout, answer.Body)
+}
+";
+
+/// A program of Go without the system's libraries, so with a resolver and a trust store of its own.
+fn lend_go(environment: &TestEnvironment, sandbox: &TestSandbox<'_>) {
+    let source = sandbox.workspace().join("fetch.go");
+    environment.write(&source, GO);
+    let cache = environment.path("go-cache");
+    environment
+        .program("go")
+        .args(["build", "-o"])
+        .args([&sandbox.workspace().join("fetch"), &source])
+        .variable("PATH", "/usr/bin:/bin")
+        .variable("CGO_ENABLED", "0")
+        .variable("GOCACHE", cache)
+        .variable("GO111MODULE", "off")
+        .limit(Duration::from_secs(280))
+        .run()
+        .success();
+}
+
 fn local_world() -> TestEnvironment {
     let environment = TestEnvironment::with_internet();
     let any = environment.internet().files(hutch_testkit::internet::ANY_HOST);
@@ -108,6 +142,7 @@ fn every_tool_trusts_the_sandboxs_ca() {
     let environment = local_world();
     let sandbox = environment.boot("tools");
     lend_cargo(&environment, &sandbox);
+    lend_go(&environment, &sandbox);
     proxy(&environment, &sandbox, &["--inspect", "all"]);
     run_all(&sandbox, &LOCAL.iter().collect::<Vec<_>>());
     // All of it was seen in plain: nothing went around the proxy.
@@ -134,16 +169,19 @@ fn every_tool_trusts_the_sandboxs_ca() {
 fn tools_work_the_same_where_nothing_is_terminated() {
     let environment = local_world();
     let sandbox = environment.boot("tunnels");
+    lend_go(&environment, &sandbox);
     let some: Vec<&Tool> = LOCAL
         .iter()
-        .filter(|(name, ..)| ["curl", "git", "python", "pip", "npm", "node https"].contains(name))
+        .filter(|(name, ..)| {
+            ["curl", "git", "python", "pip", "uv", "go, static", "npm", "node https"].contains(name)
+        })
         .collect();
     run_all(&sandbox, &some);
     // Without the variables of the proxy all of it is captured.
     let mut failed = Vec::new();
     for (name, script, expected) in some {
         let bare = format!(
-            "unset HTTP_PROXY HTTPS_PROXY http_proxy https_proxy; rm -rf clone venv npm; {script}"
+            "unset HTTP_PROXY HTTPS_PROXY http_proxy https_proxy; rm -rf clone venv uv npm; {script}"
         );
         let run = sandbox.exec(["bash", "-c", &bare]).limit(Duration::from_secs(240)).run();
         if run.lines().last().map(String::as_str) != Some(*expected) {
