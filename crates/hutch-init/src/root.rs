@@ -212,6 +212,12 @@ impl Root {
         file.set_len(content.len() as u64).map_err(failed)
     }
 
+    /// Removes a file or a link.
+    pub(crate) fn remove(&self, path: &Path) -> Result<(), RootError> {
+        let (parent, name) = self.parent(path)?;
+        unlinkat(&parent, name, AtFlags::empty()).map_err(|error| explain(path, error))
+    }
+
     /// Sets who may do what with a file that is no link.
     pub(crate) fn set_mode(&self, path: &Path, mode: u32) -> Result<(), RootError> {
         let (parent, name) = self.parent(path)?;

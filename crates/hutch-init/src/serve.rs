@@ -156,9 +156,11 @@ impl Server {
             return failed(&"this machine was attached before");
         }
         *sandbox = Sandbox::Broken;
+        let user = spec.user.clone();
         match attach::attach(Arc::clone(&self.hardware), spec).await {
             Ok(Attached { container, root }) => {
-                *sandbox = Sandbox::Attached(Sessions::new(container), root);
+                let sessions = Sessions::new(container).with_home(Arc::clone(&root), user);
+                *sandbox = Sandbox::Attached(sessions, root);
                 ControlReply::Attached
             }
             Err(error) => {

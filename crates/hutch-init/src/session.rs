@@ -30,6 +30,8 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::container::{Container, Outcome, Process, StdioFds};
 use crate::pty::Terminal;
+use crate::root::Root;
+use crate::seeds;
 use pump::{Phase, Pipes};
 
 /// Sessions at once, detached ones included.
@@ -44,12 +46,25 @@ const LINGER: Duration = Duration::from_secs(2);
 pub struct Sessions {
     container: Container,
     room: Arc<Semaphore>,
+    home: Option<Arc<SeededHome>>,
+}
+
+/// Where files for sessions are put.
+#[derive(Debug)]
+struct SeededHome {
+    root: Arc<Root>,
+    user: String,
 }
 
 impl Sessions {
     /// Sessions in this container.
     pub fn new(container: Container) -> Self {
-        Self { container, room: Arc::new(Semaphore::new(SESSIONS_MAX)) }
+        Self { container, room: Arc::new(Semaphore::new(SESSIONS_MAX)), home: None }
+    }
+
+    /// Sessions whose files are put into the home of this user.
+    pub(crate) fn with_home(self, root: Arc<Root>, user: String) -> Self {
+        Self { home: Some(Arc::new(SeededHome { root, user })), ..self }
     }
 
     /// The container that they run in.
@@ -92,7 +107,8 @@ impl Channel {
         let (streams, arriving) = mpsc::channel(STREAMS_MAX);
         lock(&self.open).insert(number, Slot { streams, taken: Vec::new() });
         let entry = Entry { open: Arc::clone(&self.open), number };
-        tokio::spawn(run(sessions.container.clone(), stream, arriving, entry, room));
+        let place = (sessions.container.clone(), sessions.home.clone());
+        tokio::spawn(run(place, stream, arriving, entry, room));
     }
 
     /// Hands a byte stream to the session that it belongs to. Returns at once.
@@ -140,16 +156,22 @@ async fn refuse(mut stream: Stream) {
 
 /// One session, from its specification to its end.
 async fn run(
-    container: Container,
+    (container, home): (Container, Option<Arc<SeededHome>>),
     stream: Stream,
     mut arriving: mpsc::Receiver<(Stdio, Stream)>,
     entry: Entry,
     room: OwnedSemaphorePermit,
 ) {
     let (mut requests, mut events) = tokio::io::split(stream);
-    let Ok(spec) = message::read::<ExecSpec, _>(&mut requests, MESSAGE_MAX).await else {
+    let Ok(mut spec) = message::read::<ExecSpec, _>(&mut requests, MESSAGE_MAX).await else {
         return;
     };
+    let files = std::mem::take(&mut spec.seeds);
+    if let Some(home) = home.filter(|_| !files.is_empty()) {
+        // Whatever comes of it is in the log: a session is not worth less without.
+        let work = move || seeds::apply(&home.root, &home.user, &files);
+        tokio::task::spawn_blocking(work).await.ok();
+    }
     let detached = spec.detached;
     let event = match start(&container, spec).await {
         Ok((process, pipes)) => {

@@ -8,12 +8,13 @@
 //!
 //! What is there is kept: a file of the user's is only added to, and one that cannot be read is left alone.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use hutch_wire::guest::Bytes;
 use rustix::fs::{Gid, Uid};
 use serde_json::{Map, Value, json};
 
+use crate::home::Home;
 use crate::log;
 use crate::root::{Kind, Root, RootError};
 
@@ -43,11 +44,8 @@ pub(crate) fn write(root: &Root, environment: &[(Bytes, Bytes)], user: &str) {
         let path = Path::new(PROFILE);
         said(path, root.write(path, profile(&variables).as_bytes()));
     }
-    let passwd =
-        root.content(Path::new("/etc/passwd"), READ_MAX).ok().flatten().unwrap_or_default();
-    let passwd = String::from_utf8_lossy(&passwd);
     for user in ["root", user] {
-        if let Some(home) = Home::find(&passwd, user) {
+        if let Some(home) = Home::of(root, user) {
             let path = home.path.join(".docker/config.json");
             said(&path, docker(root, &home, &path, &variables));
         }
@@ -94,28 +92,6 @@ fn profile(variables: &[(&str, &str)]) -> String {
         out.extend(["[ -n \"${", name, "+x}\" ] || export ", name, "='", &quoted, "'\n"]);
     }
     out
-}
-
-/// A user's home directory and whose it is.
-#[derive(Debug, PartialEq, Eq)]
-struct Home {
-    path: PathBuf,
-    owner: (u32, u32),
-}
-
-impl Home {
-    /// By name or number in the text of `/etc/passwd`.
-    fn find(passwd: &str, user: &str) -> Option<Self> {
-        passwd.lines().find_map(|line| {
-            let mut fields = line.split(':');
-            let (name, _, uid, gid) =
-                (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-            let home = fields.nth(1)?;
-            (name == user || uid == user).then_some(())?;
-            let owner = (uid.parse().ok()?, gid.parse().ok()?);
-            Some(Self { path: PathBuf::from(home), owner })
-        })
-    }
 }
 
 fn docker(
@@ -224,17 +200,6 @@ mod tests {
         }
         assert_eq!(with_proxies(Some(b"{}"), &[]), None);
         assert!(with_proxies(Some(b" \n"), &VARIABLES).is_some());
-    }
-
-    #[test]
-    fn users_are_found_by_name_and_number() {
-        let passwd =
-            "root:x:0:0:root:/root:/bin/bash\nbad\nagent:x:1000:1001:,,,:/home/agent:/bin/sh\n";
-        let agent = Home { path: PathBuf::from("/home/agent"), owner: (1000, 1001) };
-        assert_eq!(Home::find(passwd, "agent"), Some(agent));
-        assert_eq!(Home::find(passwd, "1000").unwrap().owner, (1000, 1001));
-        assert_eq!(Home::find(passwd, "nobody"), None);
-        assert_eq!(Home::find("", "root"), None);
     }
 
     #[test]

@@ -138,6 +138,7 @@ fn spec(arguments: &[&str]) -> ExecSpec {
         stdin: false,
         privileged: false,
         detached: false,
+        seeds: Vec::new(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Services: which credential belongs to which hosts, and how it is sent. All of it is data ([`Service`]).
 //!
-//! Every agent is given the services that it works with and no others ([`for_agent`]); a user's own services come from
-//! the configuration file ([`validate`], [`with_custom`]). [`ServiceTable`] answers for one sandbox which service a
+//! Which of them an agent is given is said in the agent's own file; a user's own services come from the configuration file
+//! ([`validate`], [`with_custom`]). [`ServiceTable`] answers for one sandbox which service a
 //! request belongs to.
 //!
 //! Not here: AWS. Bedrock wants requests signed with the secret key, body included, which putting a header in place
@@ -16,7 +16,7 @@ use crate::settings::Service;
 mod builtin;
 mod validate;
 
-pub use builtin::{AGENTS, PLACEHOLDER, all, for_agent, service};
+pub use builtin::{PLACEHOLDER, all, service};
 pub use validate::{ServiceError, validate};
 
 /// Services that agents are documented to take from the host and that no credential is put in for, with the reason.

@@ -58,6 +58,12 @@ pub const ECHO: u16 = 7;
 /// HTTP/1.1 that answers what the path names in raw bytes: see the server.
 pub const RAW_HTTP: u16 = 8081;
 
+/// What the models of the stand-in have an agent run: it writes a file and tells what it runs on.
+pub const MODEL_COMMAND: &str =
+    "printf 'made by the agent\\n' > made.txt && uname -s | tee ran.txt";
+/// What they say when it has run.
+pub const MODEL_ANSWER: &str = "Done: the file is there.";
+
 /// The files of this host are those of every other too, where it has none of its own.
 pub const ANY_HOST: &str = "any";
 

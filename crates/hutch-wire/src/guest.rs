@@ -175,6 +175,8 @@ pub struct ExecSpec {
     pub privileged: bool,
     /// The session goes on when the exec stream ends; no byte streams, output goes to `/dev/null`.
     pub detached: bool,
+    /// Files that its program is to find in the home of the sandbox's user, in this order.
+    pub seeds: Vec<SeedFile>,
 }
 
 impl std::fmt::Debug for ExecSpec {
@@ -187,6 +189,39 @@ impl std::fmt::Debug for ExecSpec {
             .field("detached", &self.detached)
             .finish_non_exhaustive()
     }
+}
+
+/// A file in the home of the sandbox's user: what is missing in it is added, and nothing that is there is changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeedFile {
+    /// Below the home directory.
+    pub path: String,
+    /// How it is written.
+    pub format: SeedFormat,
+    /// What is done.
+    pub action: SeedAction,
+    /// Its content, in its format.
+    pub content: String,
+}
+
+/// How a file is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SeedFormat {
+    /// Merged key by key; missing elements are added to lists.
+    Json,
+    /// The same.
+    Toml,
+    /// Written where there is no file.
+    Text,
+}
+
+/// What is done with a seed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SeedAction {
+    /// What is missing is added.
+    Merge,
+    /// What was added and is unchanged goes again.
+    TakeBack,
 }
 
 /// Terminal size in character cells.

@@ -1,138 +1,98 @@
-//! The agents by the word that people type, and the command line each one is started with.
+//! The agents by the word that people type: what to say where there is none, and how one is started in a sandbox.
 
-use crate::failure::Failure;
-use crate::nearest::nearest;
+use std::ffi::OsString;
 
-/// An AI program, or a plain shell, that `run` starts in a sandbox.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Agent {
-    /// What people type.
-    pub(crate) word: &'static str,
-    /// An older word for the same.
-    alias: Option<&'static str>,
-    /// What is started; the words after `--` follow it.
-    pub(crate) command: &'static [&'static str],
-    /// Name of its own template.
-    pub(crate) template: &'static str,
-    /// One line about it.
-    about: &'static str,
-    /// Whether this version can run it.
-    runs: bool,
-}
+use hutch_agents::{
+    AgentSpec, Agents, AgentsError, CredentialState, Launch, Seed, SeedAction, SeedFormat, nearest,
+};
+use hutch_api::{NetworkRequest, NetworkService, Response};
+use hutch_store::SandboxRecord;
+use hutch_wire::guest;
 
-/// All agents, in the order of the help text.
-pub(crate) const AGENTS: &[Agent] = &[
-    Agent {
-        word: "claude",
-        alias: None,
-        command: &["claude", "--dangerously-skip-permissions"],
-        template: "claude-code",
-        about: "Claude Code",
-        runs: false,
-    },
-    Agent {
-        word: "codex",
-        alias: None,
-        command: &["codex", "--dangerously-bypass-approvals-and-sandbox"],
-        template: "codex",
-        about: "OpenAI Codex",
-        runs: false,
-    },
-    Agent {
-        word: "copilot",
-        alias: None,
-        command: &["copilot", "--yolo"],
-        template: "copilot",
-        about: "GitHub Copilot",
-        runs: false,
-    },
-    Agent {
-        word: "docker-agent",
-        alias: Some("cagent"),
-        command: &["docker-agent", "run", "--yolo"],
-        template: "docker-agent",
-        about: "Docker Agent",
-        runs: false,
-    },
-    Agent {
-        word: "gemini",
-        alias: None,
-        command: &["gemini", "--yolo"],
-        template: "gemini",
-        about: "Gemini CLI",
-        runs: false,
-    },
-    Agent {
-        word: "kiro",
-        alias: None,
-        command: &["kiro", "chat", "--trust-all-tools"],
-        template: "kiro",
-        about: "Kiro",
-        runs: false,
-    },
-    Agent {
-        word: "opencode",
-        alias: None,
-        command: &["opencode"],
-        template: "opencode",
-        about: "OpenCode",
-        runs: false,
-    },
-    Agent {
-        word: "shell",
-        alias: None,
-        command: &["bash", "-l"],
-        template: "shell",
-        about: "A login shell, without an agent",
-        runs: true,
-    },
-];
+use crate::failure::{Blame, Failure};
+use crate::keeper_client::Keeper;
+use crate::printer::Printer;
 
-/// The agent with this word, old words included.
-pub(crate) fn find(word: &str) -> Option<&'static Agent> {
-    AGENTS.iter().find(|agent| agent.word == word || agent.alias == Some(word))
-}
+/// How the broker says that it found the tokens of a sign-in and no key.
+const SIGNED_IN: &str = "secret store (signed in)";
 
 /// The agent with this word, or a failure that lists what there is.
-pub(crate) fn require(word: &str) -> Result<&'static Agent, Failure> {
-    find(word).ok_or_else(|| {
-        let meant = nearest(word, words()).map(|near| format!("did you mean `{near}`?"));
-        Failure::user(format!("there is no agent `{word}`; the agents are {}", list()))
+pub(crate) fn require<'a>(agents: &'a Agents, word: &str) -> Result<&'a AgentSpec, Failure> {
+    agents.find(word).ok_or_else(|| {
+        let meant = nearest(word, agents.words()).map(|near| format!("did you mean `{near}`?"));
+        Failure::user(format!("there is no agent `{word}`; the agents are {}", agents.list()))
             .hint_if(meant)
     })
 }
 
-/// Every word, for completion and suggestions.
-pub(crate) fn words<'a>() -> impl Iterator<Item = &'a str> {
-    AGENTS.iter().map(|agent| agent.word)
-}
-
-/// The agents in one line.
-pub(crate) fn list() -> String {
-    words().collect::<Vec<_>>().join(", ")
-}
-
-/// The agents as lines of a help text.
+/// The built-in agents as lines of a help text.
 pub(crate) fn help() -> String {
-    let mut text = String::from("Agents:");
-    for agent in AGENTS {
-        let later = if agent.runs { "" } else { " (not in this version)" };
-        text.push_str(&["\n  ", &format!("{:<13}", agent.word), " ", agent.about, later].concat());
+    let mut text = String::from("Agents (experimental; claude is the most tested one):");
+    for agent in Agents::built_in().iter() {
+        text.push_str(&["\n  ", &format!("{:<13}", agent.word), " ", &agent.about].concat());
     }
     text
 }
 
-impl Agent {
-    /// Fails when this version cannot run it.
-    pub(crate) fn require_runnable(&self) -> Result<(), Failure> {
-        if self.runs {
-            return Ok(());
+/// The agents of this user's configuration cannot be used.
+pub(crate) fn not_known(error: &AgentsError) -> Failure {
+    Failure::from_error(Blame::User, error)
+}
+
+/// How the agent of a sandbox begins. Asks its keeper for the credentials, where the agent depends on them.
+pub(crate) async fn launch(
+    agent: &AgentSpec,
+    arguments: &[OsString],
+    record: &SandboxRecord,
+    keeper: &Keeper,
+    printer: Printer,
+) -> Launch {
+    let found =
+        if agent.asks_for_credentials() { credentials(keeper, printer).await } else { None };
+    let state = |service: &str| match &found {
+        // It is not known: then what there usually is.
+        None => CredentialState::Key,
+        Some(found) => state(found, service),
+    };
+    let workspaces: Vec<&str> =
+        record.workspaces.iter().filter_map(|one| one.path.as_path().to_str()).collect();
+    agent.launch(arguments, &workspaces, state)
+}
+
+/// Where the credentials of the sandbox's services were found.
+async fn credentials(keeper: &Keeper, printer: Printer) -> Option<Vec<NetworkService>> {
+    match keeper.network(NetworkRequest::Services).await {
+        Ok(Response::NetworkServices(services)) => Some(services),
+        Ok(_) => None,
+        Err(error) => {
+            printer.debug(&format!("it is not known which credentials there are: {error}"));
+            None
         }
-        Err(Failure::user(format!(
-            "this version of hutch cannot run the agent `{}` yet",
-            self.word
-        ))
-        .hint("the agent `shell` gives a shell in a sandbox"))
+    }
+}
+
+fn state(found: &[NetworkService], service: &str) -> CredentialState {
+    match found.iter().find(|one| one.name == service).and_then(|one| one.found.as_deref()) {
+        None => CredentialState::Missing,
+        Some(SIGNED_IN) => CredentialState::SignedIn,
+        Some(_) => CredentialState::Key,
+    }
+}
+
+/// A seed as init is told it.
+pub(crate) fn seed_file(seed: &Seed) -> guest::SeedFile {
+    guest::SeedFile {
+        path: seed.path.clone(),
+        format: match seed.format {
+            SeedFormat::Json => guest::SeedFormat::Json,
+            SeedFormat::Toml => guest::SeedFormat::Toml,
+            SeedFormat::Text => guest::SeedFormat::Text,
+        },
+        action: match seed.action {
+            SeedAction::Merge => guest::SeedAction::Merge,
+            SeedAction::TakeBack => guest::SeedAction::TakeBack,
+        },
+        content: seed.content.clone(),
     }
 }
 
@@ -141,18 +101,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_word_is_there_once_and_an_old_word_finds_its_agent() {
-        let mut all: Vec<_> = words().collect();
-        all.sort_unstable();
-        all.dedup();
-        assert_eq!(all.len(), 8);
-        assert_eq!(find("cagent"), find("docker-agent"));
-        assert_eq!(find("shell").map(|agent| agent.command), Some(["bash", "-l"].as_slice()));
-    }
-
-    #[test]
     fn an_unknown_agent_lists_what_there_is() {
-        let failure = require("cluade").unwrap_err();
+        let agents = Agents::built_in();
+        let failure = require(&agents, "cluade").unwrap_err();
         assert_eq!(
             failure.to_string(),
             "there is no agent `cluade`; the agents are claude, codex, copilot, docker-agent, gemini, kiro, opencode, shell"
@@ -160,8 +111,19 @@ mod tests {
     }
 
     #[test]
-    fn only_the_shell_runs() {
-        assert!(find("shell").unwrap().require_runnable().is_ok());
-        assert!(find("claude").unwrap().require_runnable().is_err());
+    fn a_key_and_a_sign_in_are_told_apart() {
+        let service = |name: &str, found: Option<&str>| NetworkService {
+            name: name.to_owned(),
+            found: found.map(str::to_owned),
+        };
+        let found = [
+            service("anthropic", Some("secret store (signed in)")),
+            service("openai", Some("environment OPENAI_API_KEY")),
+            service("google", None),
+        ];
+        assert_eq!(state(&found, "anthropic"), CredentialState::SignedIn);
+        assert_eq!(state(&found, "openai"), CredentialState::Key);
+        assert_eq!(state(&found, "google"), CredentialState::Missing);
+        assert_eq!(state(&found, "other"), CredentialState::Missing);
     }
 }

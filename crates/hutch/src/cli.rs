@@ -5,7 +5,8 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use std::ffi::OsString;
 
 use crate::commands::{
-    completion, create, exec, inspect, ls, network, reset, rm, run, secret, stop, version, warm,
+    agent, completion, create, exec, inspect, ls, network, reset, rm, run, secret, stop, version,
+    warm,
 };
 use crate::context::Context;
 use crate::failure::Failure;
@@ -36,6 +37,7 @@ pub(crate) enum Command {
     Run(run::Arguments),
     Create(create::Arguments),
     Exec(exec::Arguments),
+    Agent(agent::Arguments),
     #[command(visible_alias = "list")]
     Ls(ls::Arguments),
     Inspect(inspect::Arguments),
@@ -62,6 +64,7 @@ impl Command {
             Self::Run(arguments) => run::execute(context, &arguments),
             Self::Create(arguments) => create::execute(context, &arguments),
             Self::Exec(arguments) => exec::execute(context, &arguments),
+            Self::Agent(arguments) => agent::execute(context, &arguments),
             Self::Ls(arguments) => ls::execute(context, &arguments),
             Self::Inspect(arguments) => inspect::execute(context, &arguments),
             Self::Network(arguments) => network::execute(context, &arguments),

@@ -19,7 +19,6 @@ mod failure;
 mod images;
 mod keeper_client;
 mod log_files;
-mod nearest;
 mod plugin;
 mod printer;
 mod progress;

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hutch_agents::nearest;
 use hutch_store::atomic;
 use hutch_store::{
     CreateError, KeeperRecord, Listed, LoadError, RemoveError, SandboxId, SandboxName,
@@ -11,7 +12,6 @@ use hutch_store::{
 };
 
 use crate::failure::{Blame, Failure, chain};
-use crate::nearest::nearest;
 use crate::plugin::Face;
 use crate::settings::Settings;
 

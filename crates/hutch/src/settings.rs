@@ -15,10 +15,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use hutch_agents::{AgentSpec, Agents};
 use hutch_store::{Layout, LayoutInputs, Programs};
 use hutch_vmm::probe::AcceleratorRequest;
 
-use crate::agents::Agent;
+use crate::agents;
 use crate::failure::{Blame, Failure};
 use crate::size::{ByteSize, CpuCount, IdleTime};
 use crate::warm::StartMode;
@@ -252,6 +253,8 @@ impl UserSettings {
 pub(crate) struct Settings {
     /// Where everything is.
     pub(crate) layout: Layout,
+    /// The agents, built in and the user's own.
+    pub(crate) agents: Agents,
     /// The other programs.
     pub(crate) programs: Programs,
     /// The whole environment, for what is passed on by name.
@@ -313,11 +316,13 @@ impl Settings {
     pub(crate) fn read() -> Result<Self, Failure> {
         let environment = Environment::of_this_process();
         let layout = Self::layout(&environment)?;
-        let file = FileConfig::read(&layout.config.join("config.toml"))?;
+        let agents = Agents::with_directory(&layout.config.join("agents"))
+            .map_err(|error| agents::not_known(&error))?;
+        let file = FileConfig::read(&layout.config.join("config.toml"), &agents)?;
         let executable = std::env::current_exe().map_err(|error| {
             Failure::host(format!("the running program cannot be found: {error}"))
         })?;
-        Self::resolve(environment, layout, file, &executable)
+        Self::resolve(environment, layout, agents, file, &executable)
     }
 
     fn layout(environment: &Environment) -> Result<Layout, Failure> {
@@ -339,6 +344,7 @@ impl Settings {
     fn resolve(
         environment: Environment,
         layout: Layout,
+        agents: Agents,
         file: FileConfig,
         executable: &Path,
     ) -> Result<Self, Failure> {
@@ -365,6 +371,7 @@ impl Settings {
             memory: environment.parsed(HUTCH_MEMORY)?.or(file.memory),
             disk: environment.parsed(HUTCH_DISK)?.or(file.disk),
             network: file.network,
+            agents,
             environment,
             layout,
         })
@@ -376,8 +383,12 @@ impl Settings {
     }
 
     /// The template of a new sandbox.
-    pub(crate) fn template_for<'a>(&'a self, agent: &Agent, chosen: Option<&'a str>) -> &'a str {
-        chosen.or(self.template.as_deref()).unwrap_or(agent.template)
+    pub(crate) fn template_for<'a>(
+        &'a self,
+        agent: &'a AgentSpec,
+        chosen: Option<&'a str>,
+    ) -> &'a str {
+        chosen.or(self.template.as_deref()).unwrap_or(&agent.template)
     }
 
     /// The machine of a new sandbox.

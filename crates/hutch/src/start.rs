@@ -1,9 +1,11 @@
 //! From a sandbox's record to a keeper that is ready, and from a wish to a new record.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hutch_agents::AgentSpec;
 use hutch_api::{NetworkRequest, Request, Response};
 use hutch_image::Template;
 use hutch_policy::config::ProxyConfig;
@@ -14,8 +16,9 @@ use hutch_vmm::qemu::{DiscoverError, Qemu};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::agents::{self, Agent};
+use crate::agents;
 use crate::context::Context;
+use crate::env_file::Variables;
 use crate::exit_codes;
 use crate::failure::{Blame, Failure, chain};
 use crate::images::{Images, Pull};
@@ -35,13 +38,15 @@ const ACCEL_LABEL: &str = "hutch.accel";
 /// What a new sandbox is to be.
 #[derive(Debug)]
 pub(crate) struct Wish<'a> {
-    pub(crate) agent: &'static Agent,
+    pub(crate) agent: &'a AgentSpec,
     /// The name that somebody chose.
     pub(crate) name: Option<SandboxName>,
     pub(crate) template: &'a str,
     pub(crate) pull: Pull,
     pub(crate) workspaces: Vec<Workspace>,
     pub(crate) machine: MachineFlags,
+    /// Variables that stay with it.
+    pub(crate) environment: Variables,
 }
 
 /// Everything that takes long, before a sandbox is made: afterwards only the record and its disk are to be written.
@@ -71,8 +76,9 @@ pub(crate) fn create(
     template: Template,
 ) -> Result<SandboxRecord, Failure> {
     let machine = context.settings.machine(&wish.machine)?;
+    let environment = environment(template.environment, &wish.environment)?;
     let draft = Draft {
-        agent: wish.agent.word.to_owned(),
+        agent: wish.agent.word.clone(),
         template: TemplateReference { name: template.name, digest: template.digest },
         workspaces: wish.workspaces,
         cpus: machine.cpus,
@@ -85,7 +91,7 @@ pub(crate) fn create(
             .map(|accel| (ACCEL_LABEL.to_owned(), accel.to_string()))
             .into_iter()
             .collect(),
-        environment: template.environment,
+        environment,
     };
     let created = match wish.name {
         Some(name) => sandboxes.store().create(&draft, [name]),
@@ -93,10 +99,28 @@ pub(crate) fn create(
             let first = primary(&draft.workspaces);
             sandboxes
                 .store()
-                .create(&draft, SandboxName::suggest(wish.agent.word, first).and_numbered())
+                .create(&draft, SandboxName::suggest(&wish.agent.word, first).and_numbered())
         }
     };
     created.map_err(|error| not_created(&error))
+}
+
+/// The template's variables, and those that a person wants to stay.
+fn environment(
+    template: BTreeMap<String, String>,
+    wanted: &Variables,
+) -> Result<BTreeMap<String, String>, Failure> {
+    let mut all = template;
+    for (name, value) in wanted {
+        let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else {
+            return Err(Failure::user(format!(
+                "the variable {} is not text, and only text is written down with a sandbox",
+                name.display()
+            )));
+        };
+        all.insert(name.to_owned(), value.to_owned());
+    }
+    Ok(all)
 }
 
 /// Warns of keys in workspaces, which the sandbox can read whatever the proxy does.
@@ -119,7 +143,7 @@ pub(crate) fn expected_name(sandboxes: &Sandboxes, wish: &Wish<'_>) -> SandboxNa
     let suggested = || {
         let first = primary(&wish.workspaces);
         let taken = sandboxes.names();
-        let name = SandboxName::suggest(wish.agent.word, first);
+        let name = SandboxName::suggest(&wish.agent.word, first);
         let free = |name: &SandboxName| !taken.iter().any(|taken| taken == name.as_str());
         name.clone().and_numbered().find(free).unwrap_or(name)
     };
@@ -178,7 +202,7 @@ async fn warm_next(
 /// Tells the keeper those of our variables that hold credentials of the sandbox's services.
 async fn pass_credentials(context: &Context, printer: Printer, keeper: &Keeper, agent: &str) {
     let settings = &context.settings;
-    let Some(agent) = agents::find(agent) else { return };
+    let Some(agent) = settings.agents.find(agent) else { return };
     let variables = settings.credentials(&settings.services(agent));
     if variables.is_empty() {
         return;
@@ -203,7 +227,7 @@ async fn keeper_arguments(
     let settings = &context.settings;
     let program = keeper_client::program(&settings.programs)?;
     let qemu = qemu(context)?;
-    let network = settings.network(agents::require(&record.agent)?)?;
+    let network = settings.network(agents::require(&settings.agents, &record.agent)?)?;
     let images = Images::new(settings, printer)?;
     let reference = record.template.clone();
     let (guest, template) = blocking(move || {

@@ -23,12 +23,13 @@ pub(crate) fn with_examples(command: clap::Command, program: &str) -> clap::Comm
     };
     let examples: &[&str] = match command.get_name() {
         "run" => &[
-            "run shell                          a shell on the current directory",
-            "run shell ~/project ~/docs:ro      with one more directory, read-only",
-            "run shell-project                  the same sandbox again",
-            "run shell . -- -c 'make test'      one command",
+            "run claude                         Claude Code on the current directory",
+            "run claude ~/project ~/docs:ro     with one more directory, read-only",
+            "run claude-project                 the same sandbox again",
+            "run claude . -- -p 'Fix the tests' one question",
+            "run shell . -- -c 'make test'      one command, without an agent",
         ],
-        "create" => &["create shell ~/project", "create --name tests --memory 8g shell ~/project"],
+        "create" => &["create claude ~/project", "create --name tests --memory 8g shell ~/project"],
         "exec" => &[
             "exec -it shell-project bash",
             "exec shell-project git status",
@@ -42,6 +43,7 @@ pub(crate) fn with_examples(command: clap::Command, program: &str) -> clap::Comm
             "network proxy shell-project --allow-host localhost:5432",
         ],
         "log" => &["network log", "network log --requests --limit 20 shell-project"],
+        "agent" => &["agent ls", "agent inspect claude"],
         "secret" => &["secret set openai", "secret set openai < file-with-the-key", "secret ls"],
         "check" => &["network check shell-project api.example.com:443"],
         _ => &[],

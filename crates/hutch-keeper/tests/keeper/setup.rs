@@ -207,6 +207,7 @@ pub(crate) fn spec(argv: &[&str]) -> ExecSpec {
         stdin: false,
         privileged: false,
         detached: false,
+        seeds: Vec::new(),
     }
 }
 

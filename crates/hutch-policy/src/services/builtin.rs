@@ -1,4 +1,4 @@
-//! The built-in services and what each agent is given of them.
+//! The built-in services.
 
 use crate::settings::{OAuth, Service};
 
@@ -7,17 +7,13 @@ pub const PLACEHOLDER: &str = "proxy-managed";
 /// Stands for a token of GitHub: its tools look at prefix and length.
 const GITHUB_PLACEHOLDER: &str = "gho_sbxproxymanaged000000000000000000000";
 
-/// The agents that services are known for.
-pub const AGENTS: [&str; 8] =
-    ["claude", "codex", "copilot", "gemini", "docker-agent", "kiro", "opencode", "shell"];
-
 /// One row of the table below.
 struct Row {
     name: &'static str,
     hosts: &'static [&'static str],
     how: How,
     variables: &'static [&'static str],
-    /// For the agents that are given placeholders of all that they use, and for the shell.
+    /// Where an agent does not say otherwise.
     placeholder_variables: &'static [&'static str],
     oauth: Option<OAuthRow>,
 }
@@ -195,89 +191,14 @@ impl Row {
     }
 }
 
-/// Every built-in service, as the shell is given it.
+/// Every built-in service.
 pub fn all() -> Vec<Service> {
     ROWS.iter().map(Row::service).collect()
 }
 
-/// The built-in service of this name, as the shell is given it.
+/// The built-in service of this name.
 pub fn service(name: &str) -> Option<Service> {
     ROWS.iter().find(|row| row.name == name).map(Row::service)
-}
-
-/// What an agent is given; [`None`] for an agent that is not known here. `cagent` is the older word for `docker-agent`.
-pub fn for_agent(agent: &str) -> Option<Vec<Service>> {
-    let given: Vec<Service> = match agent {
-        // Its key is sent by a helper that echoes the placeholder: in the environment it would outrank a sign-in.
-        "claude" => vec![service("anthropic")?.with_placeholder_in(&[])],
-        // The key stands in a file of its own.
-        "codex" => vec![service("openai")?.with_placeholder_in(&[])],
-        "copilot" => services(&["github", "copilot"])?,
-        "gemini" => services(&["google"])?,
-        "docker-agent" | "cagent" => {
-            let mut given = services(&[
-                "openai",
-                "anthropic",
-                "google",
-                "xai",
-                "nebius",
-                "mistral",
-                "openrouter",
-                "github",
-                "copilot",
-            ])?;
-            adapt(&mut given, "GOOGLE_API_KEY");
-            given
-        }
-        // It signs in with a browser, inside.
-        "kiro" => Vec::new(),
-        "opencode" => {
-            let mut given = services(&[
-                "openai",
-                "anthropic",
-                "google",
-                "xai",
-                "groq",
-                "openrouter",
-                "github",
-                "copilot",
-            ])?;
-            adapt(&mut given, "GOOGLE_GENERATIVE_AI_API_KEY");
-            given
-        }
-        "shell" => all(),
-        "cursor" => vec![service("cursor")?],
-        "droid" => vec![service("droid")?],
-        _ => return None,
-    };
-    Some(given)
-}
-
-fn services(names: &[&str]) -> Option<Vec<Service>> {
-    names.iter().map(|name| service(name)).collect()
-}
-
-/// The variations of the agents with many providers: Google's key under their own name, no GitHub token in the
-/// environment, and Anthropic's hosts without Claude's own.
-fn adapt(services: &mut [Service], google_variable: &'static str) {
-    for service in services {
-        match service.name.as_str() {
-            "google" => {
-                service.placeholder_variables = strings(&[google_variable]);
-                // The key that the host has for this very agent comes first.
-                service.variables.sort_by_key(|variable| variable != google_variable);
-            }
-            "github" => service.placeholder_variables.clear(),
-            "anthropic" => service.hosts.retain(|host| host != "mcp-proxy.anthropic.com"),
-            _ => {}
-        }
-    }
-}
-
-impl Service {
-    fn with_placeholder_in(self, variables: &[&str]) -> Self {
-        Self { placeholder_variables: strings(variables), ..self }
-    }
 }
 
 fn strings(texts: &[&str]) -> Vec<String> {

@@ -98,111 +98,6 @@ fn rows_are_those_of_the_reference() {
 }
 
 #[test]
-fn agents_are_given_what_they_work_with() {
-    let table: [(&str, &[&str], &[&str]); 8] = [
-        ("claude", &["anthropic"], &[]),
-        ("codex", &["openai"], &[]),
-        ("copilot", &["github", "copilot"], &["GH_TOKEN"]),
-        ("gemini", &["google"], &["GEMINI_API_KEY"]),
-        (
-            "docker-agent",
-            &[
-                "openai",
-                "anthropic",
-                "google",
-                "xai",
-                "nebius",
-                "mistral",
-                "openrouter",
-                "github",
-                "copilot",
-            ],
-            &[
-                "OPENAI_API_KEY",
-                "ANTHROPIC_API_KEY",
-                "GOOGLE_API_KEY",
-                "XAI_API_KEY",
-                "NEBIUS_API_KEY",
-                "MISTRAL_API_KEY",
-                "OPENROUTER_API_KEY",
-            ],
-        ),
-        ("kiro", &[], &[]),
-        (
-            "opencode",
-            &["openai", "anthropic", "google", "xai", "groq", "openrouter", "github", "copilot"],
-            &[
-                "OPENAI_API_KEY",
-                "ANTHROPIC_API_KEY",
-                "GOOGLE_GENERATIVE_AI_API_KEY",
-                "XAI_API_KEY",
-                "GROQ_API_KEY",
-                "OPENROUTER_API_KEY",
-            ],
-        ),
-        (
-            "shell",
-            &[
-                "anthropic",
-                "openai",
-                "github",
-                "copilot",
-                "google",
-                "groq",
-                "xai",
-                "openrouter",
-                "mistral",
-                "nebius",
-                "cursor",
-                "droid",
-            ],
-            &[
-                "ANTHROPIC_API_KEY",
-                "OPENAI_API_KEY",
-                "GH_TOKEN",
-                "GEMINI_API_KEY",
-                "GROQ_API_KEY",
-                "XAI_API_KEY",
-                "OPENROUTER_API_KEY",
-                "MISTRAL_API_KEY",
-                "NEBIUS_API_KEY",
-                "FACTORY_API_KEY",
-            ],
-        ),
-    ];
-    assert_eq!(table.map(|(agent, ..)| agent), AGENTS);
-    for (agent, expected, placeholders) in table {
-        let given = for_agent(agent).unwrap();
-        assert_eq!(names(&given), expected, "{agent}");
-        let variables: Vec<&String> =
-            given.iter().flat_map(|service| &service.placeholder_variables).collect();
-        assert_eq!(variables, placeholders, "{agent}");
-        ServiceTable::new(given).unwrap();
-    }
-    assert_eq!(for_agent("cagent"), for_agent("docker-agent"));
-    assert_eq!(for_agent("nonsense"), None);
-}
-
-#[test]
-fn either_name_of_a_key_on_the_host_is_taken() {
-    for (agent, service, variables) in [
-        ("copilot", "github", ["GH_TOKEN", "GITHUB_TOKEN"]),
-        ("copilot", "copilot", ["GH_TOKEN", "GITHUB_TOKEN"]),
-        ("gemini", "google", ["GEMINI_API_KEY", "GOOGLE_API_KEY"]),
-        ("docker-agent", "google", ["GOOGLE_API_KEY", "GEMINI_API_KEY"]),
-    ] {
-        let given = for_agent(agent).unwrap();
-        let found = given.iter().find(|given| given.name == service).unwrap();
-        let order: Vec<&String> = found
-            .variables
-            .iter()
-            .filter(|variable| variables.contains(&variable.as_str()))
-            .collect();
-        assert_eq!(order, variables, "{agent}");
-    }
-}
-
-#[test]
 fn a_host_gets_the_key_of_its_own_service_at_its_own_port() {
     let table = ServiceTable::new(with_custom(all(), vec![own()])).unwrap();
     let cases = [
@@ -250,7 +145,8 @@ fn token_endpoints_are_terminated_but_given_no_key() {
 
 #[test]
 fn terminated_places_are_all_of_them_once() {
-    let table = ServiceTable::new(with_custom(for_agent("codex").unwrap(), vec![own()])).unwrap();
+    let table =
+        ServiceTable::new(with_custom(vec![service("openai").unwrap()], vec![own()])).unwrap();
     let places: Vec<String> = table.terminated().iter().map(ToString::to_string).collect();
     let expected = BTreeSet::from([
         "api.openai.com:443",
@@ -262,7 +158,7 @@ fn terminated_places_are_all_of_them_once() {
     ]);
     assert_eq!(places.iter().map(String::as_str).collect::<BTreeSet<_>>(), expected);
     assert_eq!(places.len(), expected.len());
-    assert!(ServiceTable::new(for_agent("kiro").unwrap()).unwrap().terminated().is_empty());
+    assert!(ServiceTable::new(Vec::new()).unwrap().terminated().is_empty());
 }
 
 #[test]

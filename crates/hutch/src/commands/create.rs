@@ -1,12 +1,14 @@
 //! `hutch create`
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::Args;
 use hutch_store::SandboxName;
 
 use crate::agents;
 use crate::context::{Context, block_on};
+use crate::env_file;
 use crate::exit_codes;
 use crate::failure::{Blame, Failure};
 use crate::images::Pull;
@@ -18,7 +20,8 @@ use crate::workspaces;
 /// Create a sandbox for an agent without starting it
 ///
 /// Each workspace appears in the sandbox at the same path as here. `:ro` at the end of a path makes it read-only. Keys of
-/// providers are looked for when the sandbox is used, not now; see `secret`.
+/// providers are looked for when the sandbox is used, not now; see `secret`. Variables of `-e` and `--env-file` are written
+/// down with the sandbox, so they are no place for secrets.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Name the sandbox; default: the agent and the directory, like `shell-project`
@@ -33,6 +36,12 @@ pub(crate) struct Arguments {
     /// Print only the name of the sandbox
     #[arg(short, long)]
     quiet: bool,
+    /// Set a variable for all that runs in the sandbox, or copy one of ours by its name
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<OsString>,
+    /// Read such variables from a file
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
     #[command(flatten)]
     machine: MachineFlags,
     /// Agent that the sandbox is for
@@ -50,8 +59,7 @@ pub(crate) fn new_name(text: &str) -> Result<SandboxName, Failure> {
 
 pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Failure> {
     let printer = context.printer.quiet_if(arguments.quiet);
-    let agent = agents::require(&arguments.agent)?;
-    agent.require_runnable()?;
+    let agent = agents::require(&context.settings.agents, &arguments.agent)?;
     // Everything that can be wrong with the request, before anything long or lasting.
     context.settings.machine(&arguments.machine)?;
     let name = arguments.name.as_deref().map(new_name).transpose()?;
@@ -62,6 +70,11 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
         pull: arguments.pull_template,
         workspaces: workspaces::resolve(&arguments.workspaces, &context.settings.layout)?,
         machine: arguments.machine,
+        environment: env_file::variables(
+            &arguments.env_file,
+            &arguments.env,
+            &context.settings.environment,
+        )?,
     };
     let sandboxes = context.sandboxes()?;
     if let Some(name) = &wish.name

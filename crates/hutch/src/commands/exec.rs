@@ -112,7 +112,7 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
         record,
         machine: MachineFlags::default(),
     };
-    let plan = || {
+    let plan = async |_: &Keeper| {
         let mut spec = spec(command.to_vec());
         spec.user = user(arguments.user.as_deref());
         spec.directory = arguments.workdir.as_deref().map(bytes);
@@ -156,6 +156,7 @@ pub(crate) fn spec(argv: Vec<OsString>) -> ExecSpec {
         stdin: false,
         privileged: false,
         detached: false,
+        seeds: Vec::new(),
     }
 }
 
@@ -169,7 +170,7 @@ pub(crate) fn terminal_variables(settings: &Settings) -> Vec<(Bytes, Bytes)> {
     variables.iter().map(|(name, value)| (bytes(name), bytes(value))).collect()
 }
 
-fn bytes(text: &OsStr) -> Bytes {
+pub(super) fn bytes(text: &OsStr) -> Bytes {
     Bytes::from(text.as_bytes().to_vec())
 }
 
@@ -191,7 +192,7 @@ impl OpenedSession<'_> {
     /// Runs a session; the exit code is that of its process.
     pub(crate) async fn run(
         &self,
-        plan: impl Fn() -> Plan,
+        plan: impl AsyncFn(&Keeper) -> Plan,
         standard: &Standard,
     ) -> Result<u8, Failure> {
         let mut attempt = 1;
@@ -200,7 +201,7 @@ impl OpenedSession<'_> {
             let standard = standard.duplicate().map_err(|error| {
                 Failure::host(format!("the standard streams cannot be used: {error}"))
             })?;
-            let plan = plan();
+            let plan = plan(&keeper).await;
             let tty = plan.spec.tty.is_some();
             match session::run(&keeper, plan, standard).await? {
                 // It was on its way down and nothing has run: the next one is new.

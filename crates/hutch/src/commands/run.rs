@@ -2,19 +2,21 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::path::PathBuf;
 
 use clap::Args;
+use hutch_agents::{AgentSpec, Agents, nearest};
 use hutch_store::{SandboxRecord, Workspace};
 
 use super::create::new_name;
-use crate::agents::{self, Agent};
+use crate::agents;
 use crate::context::{Context, block_on};
 use crate::detach_keys;
+use crate::env_file;
 use crate::exit_codes;
 use crate::failure::{Blame, Failure};
 use crate::images::Pull;
-use crate::keeper_client;
-use crate::nearest::nearest;
+use crate::keeper_client::{self, Keeper};
 use crate::printer::Printer;
 use crate::sandboxes::Sandboxes;
 use crate::session::{Plan, Standard};
@@ -23,13 +25,14 @@ use crate::start::{self, OTHER_CREATION, Wish};
 use crate::terminal;
 use crate::workspaces;
 
-use super::exec::{OpenedSession, terminal_variables};
+use super::exec::{OpenedSession, bytes, terminal_variables};
 
 /// Run an agent in a sandbox; create the sandbox if it does not exist
 ///
 /// Names a sandbox that exists, or an agent and its workspaces; without a workspace the current directory is it. The
 /// same agent on the same workspace finds its sandbox again. Each workspace appears in the sandbox at the same path as
-/// here, `:ro` at the end of a path makes it read-only. What follows `--` is passed to the agent.
+/// here, `:ro` at the end of a path makes it read-only. What follows `--` is passed to the agent. Variables of `-e` and
+/// `--env-file` are for this session; those of `create` stay with the sandbox.
 ///
 /// Keys of providers stay here: the proxy adds them to requests. They are looked for in the secret store, then in the
 /// environment of this command, then in that of a login shell; see `secret`.
@@ -50,6 +53,12 @@ pub(crate) struct Arguments {
     /// Print the name of the sandbox instead of running the agent
     #[arg(short, long, hide = true)]
     detached: bool,
+    /// Set a variable for the agent, or copy one of ours by its name
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<OsString>,
+    /// Read variables for the agent from a file
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
     #[command(flatten)]
     machine: MachineFlags,
     /// Sandbox that exists, or agent
@@ -64,13 +73,15 @@ pub(crate) struct Arguments {
 }
 
 /// What `run` found or is to make.
-enum Target {
+enum Target<'c> {
     Existing(Box<SandboxRecord>),
-    New { agent: &'static Agent, workspaces: Vec<Workspace> },
+    New { agent: &'c AgentSpec, workspaces: Vec<Workspace> },
 }
 
 pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Failure> {
     let printer = context.printer.quiet_if(arguments.quiet);
+    // Everything that can be wrong with the request, before anything long or lasting.
+    variables(context, arguments)?;
     let sandboxes = context.sandboxes()?;
     block_on(async {
         let record = match target(context, &sandboxes, arguments)? {
@@ -88,18 +99,19 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
     })
 }
 
-fn target(
-    context: &Context,
+fn target<'c>(
+    context: &'c Context,
     sandboxes: &Sandboxes,
     arguments: &Arguments,
-) -> Result<Target, Failure> {
+) -> Result<Target<'c>, Failure> {
+    let agents = &context.settings.agents;
     let layout = &context.settings.layout;
     let program = context.face.program();
     if let Some(name) = &arguments.name
         && let Some(record) = sandboxes.find(name)?
     {
         if let Some(word) = &arguments.first {
-            let asked = agents::require(word)?;
+            let asked = agents::require(agents, word)?;
             if asked.word != record.agent {
                 return Err(Failure::user(format!(
                     "the sandbox `{name}` is for the agent `{}`, not for `{}`",
@@ -122,10 +134,9 @@ fn target(
     {
         return existing(record, &arguments.workspaces, layout);
     }
-    let Some(agent) = agents::find(first) else {
-        return Err(neither(sandboxes, first, program));
+    let Some(agent) = agents.find(first) else {
+        return Err(neither(agents, sandboxes, first, program));
     };
-    agent.require_runnable()?;
     let here = [OsString::from(".")];
     let places = if arguments.workspaces.is_empty() { &here[..] } else { &arguments.workspaces };
     let workspaces = workspaces::resolve(places, layout)?;
@@ -137,16 +148,16 @@ fn target(
     Ok(Target::New { agent, workspaces })
 }
 
-fn neither(sandboxes: &Sandboxes, word: &str, program: &str) -> Failure {
+fn neither(agents: &Agents, sandboxes: &Sandboxes, word: &str, program: &str) -> Failure {
     let names = sandboxes.names();
-    let candidates = names.iter().map(String::as_str).chain(agents::words());
+    let candidates = names.iter().map(String::as_str).chain(agents.words());
     let hint = match nearest(word, candidates) {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("see what there is: {program} ls"),
     };
     Failure::user(format!(
         "`{word}` is neither a sandbox nor an agent; the agents are {}",
-        agents::list()
+        agents.list()
     ))
     .hint(hint)
 }
@@ -154,7 +165,7 @@ fn neither(sandboxes: &Sandboxes, word: &str, program: &str) -> Failure {
 /// The sandbox of an agent and a workspace; of several the one that was made first.
 pub(crate) fn attached(
     sandboxes: &Sandboxes,
-    agent: &Agent,
+    agent: &AgentSpec,
     workspaces: &[Workspace],
 ) -> Result<Option<SandboxRecord>, Failure> {
     let Some(primary) = workspaces.first() else { return Ok(None) };
@@ -171,7 +182,7 @@ fn existing(
     record: SandboxRecord,
     places: &[OsString],
     layout: &hutch_store::Layout,
-) -> Result<Target, Failure> {
+) -> Result<Target<'static>, Failure> {
     if !places.is_empty() && workspaces::resolve(places, layout)? != record.workspaces {
         let list = record.workspaces.iter().map(|workspace| {
             let end = if workspace.read_only { ":ro" } else { "" };
@@ -195,7 +206,6 @@ fn keep_as_it_is(
     record: &SandboxRecord,
     arguments: &Arguments,
 ) -> Result<(), Failure> {
-    agents::require(&record.agent)?.require_runnable()?;
     if let Some(template) = &arguments.template
         && *template != record.template.name
     {
@@ -220,7 +230,7 @@ async fn make(
     printer: Printer,
     sandboxes: &Sandboxes,
     arguments: &Arguments,
-    agent: &'static Agent,
+    agent: &AgentSpec,
     workspaces: Vec<Workspace>,
 ) -> Result<SandboxRecord, Failure> {
     context.settings.machine(&arguments.machine)?;
@@ -231,6 +241,7 @@ async fn make(
         pull: arguments.pull_template,
         workspaces,
         machine: arguments.machine,
+        environment: env_file::Variables::new(),
     };
     let template =
         start::unless_interrupted(start::prepare(context, printer, &wish), async || {}).await?;
@@ -270,7 +281,7 @@ async fn attach(
     let standard = Standard::of_this_process().map_err(|error: io::Error| {
         Failure::host(format!("the standard streams cannot be used: {error}"))
     })?;
-    let agent = agents::require(&record.agent)?;
+    let agent = agents::require(&context.settings.agents, &record.agent)?;
     let tty = terminal::is_terminal(&standard.stdin) && terminal::is_terminal(&standard.stdout);
     let session = OpenedSession {
         context,
@@ -284,20 +295,25 @@ async fn attach(
         context.printer.data(session.record.name.as_str())?;
         return Ok(exit_codes::SUCCESS);
     }
-    let argv = agent
-        .command
-        .iter()
-        .map(|&word| OsString::from(word))
-        .chain(arguments.agent_arguments.iter().cloned());
+    let variables = variables(context, arguments)?;
     let keys = context.settings.detach_keys.as_deref().unwrap_or(detach_keys::DEFAULT);
-    let plan = || {
-        let mut spec = super::exec::spec(argv.clone().collect());
+    let plan = async |keeper: &Keeper| {
+        let own = &arguments.agent_arguments;
+        let launch = agents::launch(agent, own, &session.record, keeper, printer).await;
+        let mut spec = super::exec::spec(launch.argv);
+        spec.seeds = launch.seeds.iter().map(agents::seed_file).collect();
         if tty {
             spec.tty = Some(terminal::size(standard.descriptors()));
             spec.environment = terminal_variables(&context.settings);
         } else {
             spec.stdin = true;
         }
+        let of_agent =
+            launch.environment.into_iter().map(|(name, value)| (name.into(), value.into()));
+        // Last, so that what a person says wins.
+        let all = of_agent.chain(variables.iter().cloned());
+        spec.environment
+            .extend(all.map(|(name, value): (OsString, OsString)| (bytes(&name), bytes(&value))));
         Plan {
             spec,
             input: tty,
@@ -305,5 +321,23 @@ async fn attach(
             plugin_socket: context.settings.plugin_socket.clone(),
         }
     };
-    session.run(plan, &standard).await
+    session.run(plan, &standard).await.map_err(|failure| without_agent(failure, agent))
+}
+
+/// The template that somebody chose has everything but the agent.
+fn without_agent(failure: Failure, agent: &AgentSpec) -> Failure {
+    if failure.code(true) != exit_codes::NOT_FOUND {
+        return failure;
+    }
+    Failure::user(format!(
+        "agent binary \"{}\" not found in sandbox: verify this is the correct sandbox type",
+        agent.program()
+    ))
+    .hint(format!("the template `{}` has it", agent.template))
+    .with_code(exit_codes::FAILURE)
+}
+
+/// What `-e` and `--env-file` say.
+fn variables(context: &Context, arguments: &Arguments) -> Result<env_file::Variables, Failure> {
+    env_file::variables(&arguments.env_file, &arguments.env, &context.settings.environment)
 }

@@ -9,13 +9,13 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::Command;
 
 use clap::{Args, Subcommand};
+use hutch_agents::nearest;
 use hutch_store::Program;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::context::{Context, block_on};
 use crate::exit_codes;
 use crate::failure::{Blame, Failure};
-use crate::nearest::nearest;
 use crate::terminal::{self, ModeKept};
 
 /// Keep the credentials of services, for the proxy alone

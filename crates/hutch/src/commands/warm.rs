@@ -32,12 +32,12 @@ pub(crate) struct Arguments {
 pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Failure> {
     let printer = context.printer.quiet_if(arguments.quiet);
     for word in &arguments.agents {
-        agents::require(word)?.require_runnable()?;
+        agents::require(&context.settings.agents, word)?;
     }
     // The directories that everything is made in.
     let _prepared = context.sandboxes()?;
     block_on(each(context, &arguments.agents, async |word: &str| {
-        let agent = agents::require(word)?;
+        let agent = agents::require(&context.settings.agents, word)?;
         let template = context.settings.template_for(agent, arguments.template.as_deref());
         printer.status(&format!("Warming {}...", agent.word));
         match start::warm(context, printer, template, &arguments.machine).await? {

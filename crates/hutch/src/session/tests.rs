@@ -130,6 +130,7 @@ fn plan(argv: &[&str]) -> Plan {
             stdin: false,
             privileged: false,
             detached: false,
+            seeds: Vec::new(),
         },
         input: false,
         detach_keys: vec![16, 17],

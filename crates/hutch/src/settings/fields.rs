@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use hutch_agents::nearest;
 use toml::{Table, Value};
-
-use crate::nearest::nearest;
 
 /// What is wrong with the file, and advice where there is some.
 pub(crate) type Wrong = (String, Option<String>);

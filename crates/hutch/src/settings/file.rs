@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use hutch_agents::Agents;
 use toml::Table;
 
 use super::Accel;
@@ -65,9 +66,9 @@ pub(crate) struct FileConfig {
 
 impl FileConfig {
     /// Reads the file; one that does not exist says nothing.
-    pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
+    pub(crate) fn read(path: &Path, agents: &Agents) -> Result<Self, Failure> {
         match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text).map_err(|(what, hint)| {
+            Ok(text) => Self::parse(&text, agents).map_err(|(what, hint)| {
                 Failure::user(format!("{}: {what}", path.display())).hint_if(hint)
             }),
             Err(error)
@@ -83,7 +84,7 @@ impl FileConfig {
     }
 
     /// Reads the text of the file.
-    pub(crate) fn parse(text: &str) -> Result<Self, Wrong> {
+    pub(crate) fn parse(text: &str, agents: &Agents) -> Result<Self, Wrong> {
         let table: Table = text.parse().map_err(|error: toml::de::Error| {
             let line = error.span().map_or(1, |span| {
                 text.bytes().take(span.start).filter(|byte| *byte == b'\n').count() + 1
@@ -103,7 +104,7 @@ impl FileConfig {
             memory: fields.parsed("memory")?,
             network: fields
                 .value("network")
-                .map(NetworkConfig::parse)
+                .map(|value| NetworkConfig::parse(value, agents))
                 .transpose()?
                 .unwrap_or_default(),
             qemu: fields.path("qemu")?,

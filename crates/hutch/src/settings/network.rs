@@ -22,6 +22,7 @@ mod services;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use hutch_agents::Agents;
 use hutch_policy::host::Host;
 use hutch_policy::settings::Inspect;
 use toml::Value;
@@ -79,7 +80,7 @@ pub(crate) struct UpstreamConfig {
 
 impl NetworkConfig {
     /// Reads the table.
-    pub(super) fn parse(value: &Value) -> Result<Self, Wrong> {
+    pub(super) fn parse(value: &Value, agents: &Agents) -> Result<Self, Wrong> {
         let fields = Fields::of("network", value, KEYS)?;
         let choice = match fields.text("upstream_proxy")? {
             None => ProxyChoice::FromEnvironment,
@@ -95,7 +96,7 @@ impl NetworkConfig {
             upstream_proxy: choice,
             no_proxy: no_proxy.map(|hosts| hosts.into_iter().map(str::to_owned).collect()),
             upstreams: upstreams(&fields)?,
-            services: services::parse(&fields)?,
+            services: services::parse(&fields, agents)?,
         })
     }
 }

@@ -4,8 +4,15 @@ use super::*;
 
 fn resolve(environment: Environment, file: &str) -> Result<Settings, Failure> {
     let layout = Settings::layout(&environment)?;
-    let file = FileConfig::parse(file).map_err(|(what, hint)| Failure::user(what).hint_if(hint))?;
-    Settings::resolve(environment, layout, file, Path::new("/opt/hutch/bin/hutch"))
+    let file = FileConfig::parse(file, &Agents::built_in())
+        .map_err(|(what, hint)| Failure::user(what).hint_if(hint))?;
+    Settings::resolve(
+        environment,
+        layout,
+        Agents::built_in(),
+        file,
+        Path::new("/opt/hutch/bin/hutch"),
+    )
 }
 
 #[test]
@@ -90,7 +97,7 @@ fn variables_that_are_passed_on_are_those_that_are_set() {
 proptest! {
     #[test]
     fn no_file_panics(text in "[a-z_=\" 0-9\\n.\\[\\]#]{0,200}") {
-        let _parsed = FileConfig::parse(&text);
+        let _parsed = FileConfig::parse(&text, &Agents::built_in());
     }
 }
 

@@ -18,6 +18,7 @@
 //! | `/status/N` | that status |
 //! | `/upgrade` | a `101`, then every byte back |
 //! | `…/oauth/token`, `…/token` of a sign-in host | tokens that begin with `real-` |
+//! | a provider's API | see `providers.rs` |
 //! | anything else | one line that names the host |
 
 use std::convert::Infallible;
@@ -39,6 +40,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 
+use crate::providers;
 use crate::world::World;
 
 type Body = BoxBody<Bytes, hyper::Error>;
@@ -76,6 +78,12 @@ pub(crate) async fn answer(
             _ => "application/octet-stream",
         };
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        return response;
+    }
+    if let Some(said) = providers::answer(&seen, word) {
+        let mut response = text(said.body);
+        *response.status_mut() = StatusCode::from_u16(said.status).unwrap_or_default();
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(said.kind));
         return response;
     }
     by_path(&seen, word)

@@ -4,6 +4,7 @@
 
 mod answers;
 mod names;
+mod providers;
 mod servers;
 mod tls;
 mod world;

@@ -3,11 +3,11 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use hutch_agents::AgentSpec;
 use hutch_policy::services;
 use hutch_policy::settings::{Inspect, NetworkSettings, Service, Upstream, UpstreamProxy};
 
 use super::{NetworkConfig, ProxyChoice};
-use crate::agents::Agent;
 use crate::failure::Failure;
 use crate::settings::upstream_proxy::{exceptions_of_environment, of_environment};
 use crate::settings::{Environment, Settings};
@@ -30,7 +30,7 @@ impl Settings {
 
     /// The services whose credentials sandboxes of this agent may use: the user's own come first, and one with the name
     /// of a built-in one takes its place.
-    pub(crate) fn services(&self, agent: &Agent) -> Vec<Service> {
+    pub(crate) fn services(&self, agent: &AgentSpec) -> Vec<Service> {
         services_for(&self.network, agent)
     }
 
@@ -45,7 +45,7 @@ impl Settings {
     }
 
     /// What the keeper of a sandbox of this agent is given.
-    pub(crate) fn network(&self, agent: &Agent) -> Result<NetworkSettings, Failure> {
+    pub(crate) fn network(&self, agent: &AgentSpec) -> Result<NetworkSettings, Failure> {
         let config = &self.network;
         let pem = |key: &str, path: &Path| {
             certificates(path).map_err(|what| {
@@ -93,13 +93,13 @@ impl Settings {
     }
 }
 
-fn services_for(config: &NetworkConfig, agent: &Agent) -> Vec<Service> {
-    let own = config.services.iter().filter(|custom| custom.is_for(agent.word));
+fn services_for(config: &NetworkConfig, agent: &AgentSpec) -> Vec<Service> {
+    let own = config.services.iter().filter(|custom| custom.is_for(&agent.word));
     let mut all: Vec<Service> = own.map(|custom| custom.service.clone()).collect();
     let own = all.len();
-    for service in services::for_agent(agent.word).unwrap_or_default() {
+    for service in &agent.services {
         if !all[..own].iter().any(|custom| custom.name == service.name) {
-            all.push(service);
+            all.push(service.clone());
         }
     }
     all

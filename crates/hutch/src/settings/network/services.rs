@@ -1,12 +1,11 @@
 //! `[[network.services]]`: services of the user's own, which work like those that are built in.
 
+use hutch_agents::{Agents, nearest};
 use hutch_policy::host::{Authority, Port};
 use hutch_policy::services::{PLACEHOLDER, validate};
 use hutch_policy::settings::Service;
 use toml::Value;
 
-use crate::agents;
-use crate::nearest::nearest;
 use crate::settings::fields::{Fields, Wrong};
 
 /// Every key of a service.
@@ -39,7 +38,7 @@ impl CustomService {
 }
 
 /// Reads the list.
-pub(super) fn parse(network: &Fields<'_>) -> Result<Vec<CustomService>, Wrong> {
+pub(super) fn parse(network: &Fields<'_>, agents: &Agents) -> Result<Vec<CustomService>, Wrong> {
     let Some(value) = network.value("services") else { return Ok(Vec::new()) };
     let at = network.at("services");
     let list = value
@@ -49,7 +48,7 @@ pub(super) fn parse(network: &Fields<'_>) -> Result<Vec<CustomService>, Wrong> {
     for (index, value) in list.iter().enumerate() {
         // As a person counts.
         let at = format!("{at}[{}]", index + 1);
-        let custom = one(&at, value)?;
+        let custom = one(&at, value, agents)?;
         if services.iter().any(|other| other.service.name == custom.service.name) {
             return Err((
                 format!("`{at}.name`: there is another service `{}`", custom.service.name),
@@ -61,7 +60,7 @@ pub(super) fn parse(network: &Fields<'_>) -> Result<Vec<CustomService>, Wrong> {
     Ok(services)
 }
 
-fn one(at: &str, value: &Value) -> Result<CustomService, Wrong> {
+fn one(at: &str, value: &Value, agents: &Agents) -> Result<CustomService, Wrong> {
     let fields = Fields::of(at, value, KEYS)?;
     let needed = |key: &str, example: &str| (format!("`{at}` needs `{key}`, like {example}"), None);
     let name = fields.text("name")?.ok_or_else(|| needed("name", "\"example\""))?;
@@ -93,7 +92,7 @@ fn one(at: &str, value: &Value) -> Result<CustomService, Wrong> {
         header,
     };
     validate(&service).map_err(|error| (format!("`{at}`: {error}"), None))?;
-    Ok(CustomService { service, agents: agents_of(&fields)? })
+    Ok(CustomService { service, agents: agents_of(&fields, agents)? })
 }
 
 /// A host name, with its port where it is not the usual one.
@@ -103,15 +102,15 @@ fn host(fields: &Fields<'_>, text: &str) -> Result<String, Wrong> {
     Ok(if place.port == Port::HTTPS { place.host.to_string() } else { place.to_string() })
 }
 
-fn agents_of(fields: &Fields<'_>) -> Result<Vec<String>, Wrong> {
+fn agents_of(fields: &Fields<'_>, agents: &Agents) -> Result<Vec<String>, Wrong> {
     let words = fields.texts("agents")?.unwrap_or_default();
-    let known = |word: &str| match agents::find(word) {
+    let known = |word: &str| match agents.find(word) {
         // The older words of an agent mean the same one.
-        Some(agent) => Ok(agent.word.to_owned()),
+        Some(agent) => Ok(agent.word.clone()),
         None => {
             let (what, _) = fields.wrong("agents", format_args!("there is no agent `{word}`"));
-            let hint = nearest(word, agents::words()).map_or_else(
-                || format!("the agents are {}", agents::list()),
+            let hint = nearest(word, agents.words()).map_or_else(
+                || format!("the agents are {}", agents.list()),
                 |near| format!("did you mean `{near}`?"),
             );
             Err((what, Some(hint)))

@@ -1,10 +1,9 @@
 use super::*;
-use crate::agents;
 use crate::failure::Failure;
 use crate::settings::{Environment, FileConfig, Settings};
 
 fn parse(text: &str) -> Result<NetworkConfig, Wrong> {
-    FileConfig::parse(text).map(|file| file.network)
+    FileConfig::parse(text, &Agents::built_in()).map(|file| file.network)
 }
 
 fn wrong(text: &str) -> (String, String) {
@@ -18,8 +17,15 @@ fn settings(home: &std::path::Path, variables: &[(&str, &str)], file: &str) -> S
     let all = [("HOME", home.as_str())].into_iter().chain(variables.iter().copied());
     let environment = all.collect::<Environment>();
     let layout = Settings::layout(&environment).unwrap();
-    let file = FileConfig::parse(file).unwrap();
-    Settings::resolve(environment, layout, file, std::path::Path::new("/opt/bin/hutch")).unwrap()
+    let file = FileConfig::parse(file, &Agents::built_in()).unwrap();
+    Settings::resolve(
+        environment,
+        layout,
+        Agents::built_in(),
+        file,
+        std::path::Path::new("/opt/bin/hutch"),
+    )
+    .unwrap()
 }
 
 const EXAMPLE: &str = r#"
@@ -202,7 +208,8 @@ fn files_of_certificates_are_read_when_a_sandbox_is_to_start() {
     let certificate = "-----BEGIN CERTIFICATE-----\nMAo=\n-----END CERTIFICATE-----\n";
     let key = "-----BEGIN PRIVATE KEY-----\nMAo=\n-----END PRIVATE KEY-----\n";
     hutch_store::atomic::write(&pem, format!("# ours\n{key}{certificate}").as_bytes()).unwrap();
-    let shell = agents::find("shell").unwrap();
+    let agents = Agents::built_in();
+    let shell = agents.find("shell").unwrap();
     let file = |path: &std::path::Path| {
         format!(
             "[network]\nca_files = [\"{0}\"]\nupstreams.\"a.b\" = {{ address = \"[::1]:1\", ca_file = \"{0}\" }}",
@@ -233,7 +240,8 @@ fn files_of_certificates_are_read_when_a_sandbox_is_to_start() {
 #[test]
 fn the_proxy_of_the_machine_is_that_of_the_file_before_that_of_the_environment() {
     let home = tempfile::tempdir().unwrap();
-    let shell = agents::find("shell").unwrap();
+    let agents = Agents::built_in();
+    let shell = agents.find("shell").unwrap();
     let proxy = |variables: &[(&str, &str)], file: &str| -> Result<_, Failure> {
         settings(home.path(), variables, file).network(shell).map(|network| network.upstream_proxy)
     };
@@ -266,7 +274,7 @@ fn only_variables_that_services_name_are_told() {
     ];
     let settings = settings(home.path(), &variables, EXAMPLE);
     let of = |word: &str| {
-        let services = settings.services(agents::find(word).unwrap());
+        let services = settings.services(Agents::built_in().find(word).unwrap());
         settings.credentials(&services)
     };
     let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
@@ -282,12 +290,12 @@ fn a_service_of_the_users_own_takes_the_place_of_a_built_in_one() {
     let home = tempfile::tempdir().unwrap();
     let file = "[[network.services]]\nname = \"openai\"\nhosts = [\"llm.corp.example\"]\nheader = \"x-key\"";
     let settings = settings(home.path(), &[], file);
-    let codex = settings.services(agents::find("codex").unwrap());
+    let codex = settings.services(Agents::built_in().find("codex").unwrap());
     assert_eq!(codex.len(), 1);
     assert_eq!(codex[0].hosts, ["llm.corp.example"]);
     assert_eq!(
         settings
-            .services(agents::find("shell").unwrap())
+            .services(Agents::built_in().find("shell").unwrap())
             .iter()
             .filter(|service| service.name == "openai")
             .count(),

@@ -1,10 +1,7 @@
 //! Finding what somebody meant.
 
 /// The candidate that is nearest to a misspelt word, when one is near enough to be worth naming.
-pub(crate) fn nearest<'a>(
-    word: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = word.to_lowercase();
     candidates
         .into_iter()
