@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hutch_wire::guest::{AttachSpec, Bytes, WORKSPACE_PORT};
+use hutch_wire::guest::{AttachSpec, Bytes, EngineStart, WORKSPACE_PORT};
 use hutch_wire::network::NETWORK_PORT;
 
 use crate::container::{Container, ContainerError, ContainerSpec};
 use crate::devices::Devices;
 use crate::disks::{self, DiskError, Places};
+use crate::engine::Engine;
 use crate::identity::{self, Identity, IdentityError};
 use crate::modules::Loading;
 use crate::network::{self, Uplink};
@@ -121,6 +122,8 @@ pub(crate) struct Attached {
     pub(crate) container: Container,
     /// Its root file system, seen from outside.
     pub(crate) root: Arc<Root>,
+    /// Its Docker engine, for as long as it is to be served.
+    pub(crate) engine: Option<Engine>,
 }
 
 /// Does every step in order; the sandbox runs when it returns.
@@ -157,8 +160,17 @@ pub(crate) async fn attach(
     let container =
         Container::start(Path::new(PROGRAM), container_spec(&spec, places.root)).await?;
     stages.mark("container");
+    let engine = serve_engine(&container, &root, spec.engine);
     log::info(format!("attached; {stages}"));
-    Ok(Attached { container, root })
+    Ok(Attached { container, root, engine })
+}
+
+fn serve_engine(container: &Container, root: &Arc<Root>, start: EngineStart) -> Option<Engine> {
+    let socket = container.take_engine_socket();
+    let served = socket
+        .ok_or_else(|| io::ErrorKind::NotFound.into())
+        .and_then(|socket| Engine::serve(container.clone(), socket, Arc::clone(root), start));
+    served.map_err(|error| log::warn(format!("no Docker socket: {error}"))).ok()
 }
 
 fn make_root(

@@ -12,6 +12,7 @@
 //! a power-off.
 
 pub mod container;
+pub mod engine;
 pub mod log;
 pub mod network;
 pub mod port;

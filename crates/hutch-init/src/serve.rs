@@ -13,6 +13,7 @@ use tokio::sync::Mutex;
 
 use crate::attach::{Attached, Hardware};
 use crate::container::Container;
+use crate::engine::Engine;
 use crate::port::Port;
 use crate::root::Root;
 use crate::session::{Channel, Sessions};
@@ -52,7 +53,7 @@ enum Sandbox {
     /// Becoming one did not work; half of it may be there.
     Broken,
     /// This one.
-    Attached(Sessions, Arc<Root>),
+    Attached { sessions: Sessions, root: Arc<Root>, engine: Option<Engine> },
     /// None any more.
     Ended,
 }
@@ -94,11 +95,11 @@ impl Server {
             return stream.refuse("the sandbox is starting or shutting down");
         };
         match (&*sandbox, open) {
-            (Sandbox::Attached(sessions, _), Open::Exec) => channel.exec(sessions, stream),
-            (Sandbox::Attached(..), Open::Stdio { exec, which }) => {
+            (Sandbox::Attached { sessions, .. }, Open::Exec) => channel.exec(sessions, stream),
+            (Sandbox::Attached { .. }, Open::Stdio { exec, which }) => {
                 channel.stdio(stream, *exec, *which);
             }
-            (Sandbox::Attached(..), _) => stream.refuse("not a session"),
+            (Sandbox::Attached { .. }, _) => stream.refuse("not a session"),
             (Sandbox::Prepared, _) => stream.refuse("the sandbox is not attached yet"),
             (Sandbox::Broken, _) => stream.refuse("the sandbox could not be attached"),
             (Sandbox::Ended, _) => stream.refuse("the sandbox is shutting down"),
@@ -158,9 +159,9 @@ impl Server {
         *sandbox = Sandbox::Broken;
         let user = spec.user.clone();
         match attach::attach(Arc::clone(&self.hardware), spec).await {
-            Ok(Attached { container, root }) => {
+            Ok(Attached { container, root, engine }) => {
                 let sessions = Sessions::new(container).with_home(Arc::clone(&root), user);
-                *sandbox = Sandbox::Attached(sessions, root);
+                *sandbox = Sandbox::Attached { sessions, root, engine };
                 ControlReply::Attached
             }
             Err(error) => {
@@ -172,7 +173,9 @@ impl Server {
 
     async fn trust(&self, ca_pem: String, environment: Vec<(Bytes, Bytes)>) -> ControlReply {
         let (container, root) = match &*self.sandbox.lock().await {
-            Sandbox::Attached(sessions, root) => (sessions.container().clone(), Arc::clone(root)),
+            Sandbox::Attached { sessions, root, .. } => {
+                (sessions.container().clone(), Arc::clone(root))
+            }
             _ => return failed(&"the sandbox is not attached"),
         };
         let install = move || {
@@ -189,7 +192,10 @@ impl Server {
 
     async fn end(&self) {
         let mut sandbox = self.sandbox.lock().await;
-        if let Sandbox::Attached(sessions, _) = std::mem::replace(&mut *sandbox, Sandbox::Ended) {
+        let before = std::mem::replace(&mut *sandbox, Sandbox::Ended);
+        if let Sandbox::Attached { sessions, engine, .. } = before {
+            // Nobody is to start it again while it ends.
+            drop(engine);
             end_processes(sessions.container()).await;
         }
         power_off::unmount_all().await;

@@ -25,7 +25,7 @@ use pem::Certificate;
 /// The proxy's certificates alone.
 pub(crate) const PROXY_CA: &str = "/usr/local/share/ca-certificates/proxy-ca.crt";
 /// The system's bundle in Debian and its like; made where there is none.
-const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
+pub(crate) const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// The same elsewhere; left alone where it is not.
 const OTHER_BUNDLES: [&str; 4] = [
     "/etc/pki/tls/certs/ca-bundle.crt",

@@ -41,7 +41,7 @@ impl Fixture {
         fs::copy(busybox.expect("busybox-static is installed"), root.join("bin/busybox")).unwrap();
         for applet in [
             "sh", "sleep", "cat", "id", "stty", "tty", "env", "setsid", "wc", "head", "kill",
-            "true",
+            "true", "readlink",
         ] {
             symlink("busybox", root.join("bin").join(applet)).unwrap();
         }
@@ -398,4 +398,16 @@ async fn a_changed_variable_is_that_of_later_sessions_and_a_persons_still_wins()
     let mut spec = spec(&["sh", "-c", "echo $OF_SANDBOX $BOTH $NEW"]);
     spec.environment = vec![pair("BOTH", "session")];
     assert_eq!(fixture.run(spec).await.unwrap().0, "2 session 3\n");
+}
+
+#[tokio::test]
+async fn the_docker_socket_is_the_users_and_somebody_listens() {
+    let fixture = Fixture::start().await;
+    let (out, ..) = fixture
+        .shell("busybox stat -c '%F %a %u %g' /run/docker.sock; readlink /run/hutch/bin/runc; head -c 4 /run/hutch/init | wc -c; : > /run/hutch/init")
+        .await;
+    assert_eq!(out, "socket 660 1000 999\n/run/hutch/init\n4\n");
+    let socket = fixture.container.take_engine_socket().expect("it was made");
+    assert!(rustix::net::sockopt::socket_acceptconn(&socket).unwrap());
+    assert!(fixture.container.take_engine_socket().is_none());
 }

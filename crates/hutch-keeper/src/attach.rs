@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hutch_policy::settings::NetworkSettings;
-use hutch_store::SandboxRecord;
-use hutch_wire::guest::{AttachSpec, Bytes, WorkspaceMount};
+use hutch_store::{DockerStart, SandboxRecord};
+use hutch_wire::guest::{AttachSpec, Bytes, EngineStart, WorkspaceMount};
 
 use crate::network;
 
@@ -68,6 +68,10 @@ pub(crate) fn attach_spec(record: &SandboxRecord) -> Result<AttachSpec, AttachEr
         environment: environment(record),
         user: USER.to_owned(),
         ca_pem: String::new(),
+        engine: match record.docker {
+            DockerStart::Lazy => EngineStart::FirstConnection,
+            DockerStart::Eager => EngineStart::Attach,
+        },
     })
 }
 

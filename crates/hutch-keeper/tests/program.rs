@@ -37,6 +37,7 @@ impl Setup {
             memory_mib: 256,
             disk_bytes: 64 << 20,
             idle_timeout_s: 0,
+            docker: hutch_store::DockerStart::default(),
             labels: std::collections::BTreeMap::new(),
             environment: std::collections::BTreeMap::new(),
         };

@@ -34,7 +34,8 @@ pub use self::lock::{Lock, LockError};
 pub use self::name::{AGENT_WORDS, NameError, SandboxId, SandboxName};
 pub use self::programs::{Program, ProgramError, Programs};
 pub use self::record::{
-    Draft, HostPath, KeeperRecord, LastEnd, SandboxRecord, TemplateReference, Workspace,
+    DockerStart, Draft, HostPath, KeeperRecord, LastEnd, SandboxRecord, TemplateReference,
+    Workspace,
 };
 pub use self::snapshots::{
     FindError, MakeError, Making, SnapshotFiles, SnapshotKey, SnapshotUse, Snapshots,

@@ -42,6 +42,8 @@ pub struct Draft {
     pub labels: BTreeMap<String, String>,
     /// Variables of every session. No secrets: the file is plain text.
     pub environment: BTreeMap<String, String>,
+    /// When its Docker engine starts.
+    pub docker: DockerStart,
 }
 
 /// A sandbox as it is on disk (`sandbox.json`).
@@ -78,6 +80,20 @@ pub struct SandboxRecord {
     /// Which connections have their TLS terminated, where that was said of this sandbox; else the settings decide.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inspect: Option<Inspect>,
+    /// When its Docker engine starts.
+    #[serde(default)]
+    pub docker: DockerStart,
+}
+
+/// When a sandbox's Docker engine starts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DockerStart {
+    /// When it is first used.
+    #[default]
+    Lazy,
+    /// With the sandbox.
+    Eager,
 }
 
 /// Which template.

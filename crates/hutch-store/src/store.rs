@@ -196,6 +196,7 @@ impl Store {
             labels: draft.labels.clone(),
             machine_id: random_hex::<16>().map_err(CreateError::Random)?,
             idle_timeout_s: draft.idle_timeout_s,
+            docker: draft.docker,
             environment: draft.environment.clone(),
             inspect: None,
         };

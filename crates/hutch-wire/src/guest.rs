@@ -133,6 +133,18 @@ pub struct AttachSpec {
     pub user: String,
     /// Certificates, PEM, of the sandbox's proxy: put where every tool looks. Empty = there is no network.
     pub ca_pem: String,
+    /// When the sandbox's Docker engine starts.
+    pub engine: EngineStart,
+}
+
+/// When a sandbox's Docker engine starts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EngineStart {
+    /// When somebody connects to its socket.
+    #[default]
+    FirstConnection,
+    /// At once.
+    Attach,
 }
 
 impl std::fmt::Debug for AttachSpec {

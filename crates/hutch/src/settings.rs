@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use hutch_agents::{AgentSpec, Agents};
-use hutch_store::{Layout, LayoutInputs, Programs};
+use hutch_store::{DockerStart, Layout, LayoutInputs, Programs};
 use hutch_vmm::probe::AcceleratorRequest;
 
 use crate::agents;
@@ -204,6 +204,27 @@ pub(crate) struct MachineFlags {
     /// Choose what runs the sandbox's machine
     #[arg(long, value_name = "NAME")]
     pub(crate) accel: Option<Accel>,
+    /// Choose when a new sandbox's Docker engine starts
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) docker: Option<Docker>,
+}
+
+/// When a sandbox's Docker engine starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Docker {
+    /// When it is first used
+    Lazy,
+    /// With the sandbox, at each start
+    Eager,
+}
+
+impl From<Docker> for DockerStart {
+    fn from(docker: Docker) -> Self {
+        match docker {
+            Docker::Lazy => Self::Lazy,
+            Docker::Eager => Self::Eager,
+        }
+    }
 }
 
 /// The machine of a new sandbox.

@@ -92,6 +92,7 @@ pub(crate) fn create(
             .into_iter()
             .collect(),
         environment,
+        docker: wish.machine.docker.map(Into::into).unwrap_or_default(),
     };
     let created = match wish.name {
         Some(name) => sandboxes.store().create(&draft, [name]),

@@ -10,7 +10,7 @@ const CONTAINER: &str = "sandbox";
 /// The supervisor's, under the container's.
 pub(super) const SUPERVISOR: &str = "supervisor";
 /// Controllers handed on to the container where the kernel has them.
-const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
+const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
 /// The container's cgroup.
 #[derive(Debug, Clone)]

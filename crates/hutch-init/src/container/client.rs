@@ -57,6 +57,8 @@ struct Shared {
     environment: Mutex<Vec<(Bytes, Bytes)>>,
     cgroup: ContainerCgroup,
     state: Mutex<State>,
+    /// The Docker engine's listening socket, until somebody takes it.
+    engine: Mutex<Option<OwnedFd>>,
     alive: watch::Sender<bool>,
 }
 
@@ -90,6 +92,7 @@ impl Container {
             let child = command(program)
                 .arg(ARGUMENT)
                 .args([spec.root.as_os_str(), spec.hostname.as_ref(), cgroup.path().as_os_str()])
+                .arg(&spec.user)
                 .stdin(Stdio::from(theirs))
                 .stdout(Stdio::null())
                 .spawn()
@@ -102,23 +105,29 @@ impl Container {
         tokio::spawn(async move { launcher.wait().await });
         // Tokio has no type for packet sockets; only its readiness is used, the calls are ours.
         let socket = UnixStream::from_std(ours.into()).map_err(ContainerError::Launch)?;
-        match receive(&socket).await {
-            Ok(Some((Event::Ready, _))) => {}
+        let engine = match receive(&socket).await {
+            Ok(Some((Event::Ready, fds))) => fds.into_iter().next(),
             Ok(Some((Event::Broken { reason }, _))) => {
                 return Err(ContainerError::Supervisor(reason));
             }
             Ok(_) | Err(_) => return Err(ContainerError::Ended),
-        }
+        };
         let shared = Arc::new(Shared {
             socket,
             environment: Mutex::new(spec.environment.clone()),
             spec,
             cgroup,
             state: Mutex::default(),
+            engine: Mutex::new(engine),
             alive: watch::Sender::new(true),
         });
         tokio::spawn(dispatch(Arc::clone(&shared)));
         Ok(Self { shared })
+    }
+
+    /// Takes the listening socket at which clients look for a Docker engine.
+    pub fn take_engine_socket(&self) -> Option<OwnedFd> {
+        self.shared.engine.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Starts a session's process. `Ok` = its program runs.

@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, chmod, makedev, mknodat};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, mount_move,
-    unmount,
+    mount_remount, unmount,
 };
 use rustix::thread::UnshareFlags;
+
+use crate::engine;
 
 /// What could not be done, as one sentence for init.
 pub(super) type Broken = String;
@@ -54,8 +56,12 @@ pub(super) fn enter(root: &Path, hostname: &str) -> Result<(), Broken> {
     let root = &own_mount(root)
         .map_err(|error| format!("cannot use the root {}: {error}", root.display()))?;
     kernel_file_systems(root)?;
+    programs(root).map_err(|error| format!("cannot offer init's programs: {error}"))?;
     devices(&root.join("dev")).map_err(|error| format!("cannot make /dev: {error}"))?;
-    change_root(root).map_err(|error| format!("cannot change the root: {error}"))
+    change_root(root).map_err(|error| format!("cannot change the root: {error}"))?;
+    // Inside, what is mounted later may be passed on, to containers for one.
+    mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC)
+        .map_err(|error| format!("cannot share mounts: {error}"))
 }
 
 fn kernel_file_systems(root: &Path) -> Result<(), Broken> {
@@ -83,6 +89,18 @@ fn kernel_file_systems(root: &Path) -> Result<(), Broken> {
     make_directory(&root.join("run/lock"))?;
     chmod(root.join("run/lock"), Mode::from_raw_mode(0o1777))
         .map_err(|error| format!("cannot make /run/lock: {error}"))
+}
+
+/// Init's own program in the container, for what is done there in its name.
+fn programs(root: &Path) -> io::Result<()> {
+    let place = |path: &str| root.join(path.trim_start_matches('/'));
+    fs::create_dir_all(place(engine::PROGRAMS))?;
+    let program = place(engine::PROGRAM);
+    fs::File::create(&program)?;
+    // By its path: the link itself leads to the mount of another namespace.
+    mount_bind(fs::read_link("/proc/self/exe")?, &program)?;
+    mount_remount(&program, MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID, "")?;
+    symlink(engine::PROGRAM, place(engine::PROGRAMS).join(engine::RUNTIME))
 }
 
 fn devices(dev: &Path) -> io::Result<()> {

@@ -44,7 +44,7 @@ pub(super) enum Request {
 /// From the supervisor to init.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Event {
-    /// The container is complete.
+    /// The container is complete. With the Docker engine's listening socket as descriptor, if it could be made.
     Ready,
     /// It could not be made; the supervisor ends.
     Broken {

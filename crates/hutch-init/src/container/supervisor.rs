@@ -10,9 +10,11 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File, Permissions};
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -24,7 +26,9 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
 use super::protocol::{self, Event, Launch, Request};
+use super::users::Database;
 use super::{Outcome, SpawnError, cgroup, child, isolate};
+use crate::engine;
 use crate::sys::process;
 
 /// Longest report of a session that could not be started.
@@ -34,7 +38,7 @@ const LAUNCH_MAX: u64 = 8 * 1024 * 1024;
 
 /// Runs as launcher, then as supervisor. Descriptor 0 is the socket to init.
 pub(super) fn main(arguments: &[OsString]) -> ExitCode {
-    let [root, hostname, cgroup] = arguments else { return ExitCode::from(2) };
+    let [root, hostname, cgroup, user] = arguments else { return ExitCode::from(2) };
     let Ok(socket) = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3) else {
         return ExitCode::from(2);
     };
@@ -51,10 +55,21 @@ pub(super) fn main(arguments: &[OsString]) -> ExitCode {
         return broken(&socket, reason);
     }
     cgroup::hand_on_controllers(Path::new("/sys/fs/cgroup"));
-    match Supervisor::new(socket).and_then(Supervisor::run) {
+    let engine = engine_socket(&user.to_string_lossy()).ok();
+    match Supervisor::new(socket, engine.as_ref()).and_then(Supervisor::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
+}
+
+/// Listens where clients look for a Docker engine. It is the sandbox's user's, and the group's of that name if there is one.
+fn engine_socket(user: &str) -> io::Result<OwnedFd> {
+    let listener = UnixListener::bind(engine::SOCKET)?;
+    let users = Database::read(Path::new("/"));
+    let uid = users.find(user).map_or(0, |user| user.uid);
+    std::os::unix::fs::chown(engine::SOCKET, Some(uid), users.group(engine::GROUP))?;
+    fs::set_permissions(engine::SOCKET, Permissions::from_mode(0o660))?;
+    Ok(listener.into())
 }
 
 fn broken(socket: &OwnedFd, reason: String) -> ExitCode {
@@ -94,9 +109,10 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    fn new(socket: OwnedFd) -> io::Result<Self> {
+    fn new(socket: OwnedFd, engine: Option<&OwnedFd>) -> io::Result<Self> {
         let ended = process::child_signals()?;
-        protocol::send(&socket, &Event::Ready, &[])?;
+        let fds: Vec<_> = engine.iter().map(|engine| engine.as_fd()).collect();
+        protocol::send(&socket, &Event::Ready, &fds)?;
         Ok(Self { socket, ended, sessions: HashMap::new() })
     }
 

@@ -86,7 +86,8 @@ impl Database {
         })
     }
 
-    fn group(&self, wanted: &str) -> Option<u32> {
+    /// The number of a group by its name or number.
+    pub(super) fn group(&self, wanted: &str) -> Option<u32> {
         self.group
             .lines()
             .filter_map(parse_group)

@@ -53,6 +53,7 @@ impl Sandbox {
             memory_mib: 512,
             disk_bytes: 64 << 20,
             idle_timeout_s: 0,
+            docker: hutch_store::DockerStart::default(),
             labels: std::collections::BTreeMap::new(),
             environment: [("MINE".to_owned(), "yes".to_owned())].into(),
         };

@@ -34,6 +34,7 @@ fn draft() -> Draft {
         memory_mib: 1024,
         disk_bytes: 256 << 20,
         idle_timeout_s: 1800,
+        docker: crate::DockerStart::Eager,
         labels: [("a".to_owned(), "b".to_owned())].into(),
         environment: std::collections::BTreeMap::new(),
     }

@@ -215,10 +215,10 @@ fn keep_as_it_is(
         ))
         .hint("a template is chosen when a sandbox is created: choose a new sandbox with --name"));
     }
-    let MachineFlags { cpus, memory, disk, .. } = arguments.machine;
-    if cpus.is_some() || memory.is_some() || disk.is_some() {
+    let MachineFlags { cpus, memory, disk, docker, .. } = arguments.machine;
+    if cpus.is_some() || memory.is_some() || disk.is_some() || docker.is_some() {
         printer.warning(&format!(
-            "--cpus, --memory and --disk are ignored: the sandbox `{}` exists already",
+            "--cpus, --memory, --disk and --docker are ignored: the sandbox `{}` exists already",
             record.name
         ));
     }

@@ -36,6 +36,7 @@ impl World {
             memory_mib: 256,
             disk_bytes: 64 << 20,
             idle_timeout_s: 0,
+            docker: hutch_store::DockerStart::default(),
             labels: std::collections::BTreeMap::new(),
             environment: std::collections::BTreeMap::new(),
         };

@@ -143,6 +143,7 @@ impl World {
             memory_mib: 1024,
             disk_bytes: 64 << 20,
             idle_timeout_s: 1800,
+            docker: hutch_store::DockerStart::default(),
             labels: [("colour".to_owned(), "red".to_owned())].into(),
             environment: std::collections::BTreeMap::new(),
         };

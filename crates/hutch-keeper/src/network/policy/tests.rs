@@ -23,6 +23,7 @@ fn sandbox() -> (TempDir, Store, SandboxRecord) {
         memory_mib: 512,
         disk_bytes: 256 << 20,
         idle_timeout_s: 0,
+        docker: hutch_store::DockerStart::default(),
         labels: std::collections::BTreeMap::new(),
         environment: std::collections::BTreeMap::new(),
     };
