@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use crate::qemu::Version;
+
 /// What differs from one architecture to the next.
 #[derive(Debug)]
 pub(crate) struct Architecture {
@@ -15,6 +17,8 @@ pub(crate) struct Architecture {
     pub(crate) console: &'static str,
     /// Further kernel words that this machine wants under emulation.
     pub(crate) emulated_kernel_words: &'static [&'static str],
+    /// Features that the emulated processor shall not have, and the QEMU from which on they have names.
+    pub(crate) emulated_without: &'static [(&'static str, Version)],
     /// The guest of the probe, if there is one for this architecture.
     pub(crate) stub: Option<Stub>,
 }
@@ -40,6 +44,15 @@ static X86_64: Architecture = Architecture {
     // of all virtual processors is the host's clock: it need not be watched. And time is not taken at each interrupt,
     // which reads it twice and runs code that the kernel patches while other processors run it (see the design note).
     emulated_kernel_words: &["no_timer_check", "tsc=reliable", "tsc=noirqtime"],
+    // "Fast strings": with them kernel and C library copy and clear memory byte by byte, in one instruction that QEMU
+    // emulates as a loop.
+    emulated_without: &[
+        ("erms", Version { major: 7, minor: 2 }),
+        ("fsrm", Version { major: 7, minor: 2 }),
+        ("fzrm", Version { major: 8, minor: 0 }),
+        ("fsrs", Version { major: 8, minor: 0 }),
+        ("fsrc", Version { major: 8, minor: 0 }),
+    ],
     stub: Some(Stub {
         firmware: Cow::Borrowed(include_bytes!("qemu/stub/x86_64.bin")),
         arguments: &["-device", "isa-debug-exit,iobase=0xf4,iosize=4"],
@@ -54,6 +67,7 @@ static AARCH64: Architecture = Architecture {
     machine: "virt,gic-version=max,usb=off",
     console: "ttyAMA0",
     emulated_kernel_words: &[],
+    emulated_without: &[],
     stub: None,
 };
 

@@ -140,6 +140,7 @@ pub(super) fn check(spec: &VmSpec) -> Result<(), StartError> {
 pub(super) fn build(
     spec: &VmSpec,
     architecture: &Architecture,
+    version: Version,
     of_the_host: &[String],
     descriptors: &Descriptors,
 ) -> Vec<String> {
@@ -160,7 +161,7 @@ pub(super) fn build(
             Accelerator::Tcg => format!("tcg,thread=multi,tb-size={TB_SIZE_MIB}"),
         },
     );
-    line.option("-cpu", cpu(spec.accelerator));
+    line.option("-cpu", cpu(spec.accelerator, architecture, version));
     line.option("-smp", format!("cpus={0},sockets=1,cores={0},threads=1", spec.cpus));
     line.option("-m", format!("{}M", spec.memory_mib));
     line.option("-object", memory(spec.memory_mib, descriptors.memory));
@@ -226,11 +227,19 @@ fn port_bus(accelerator: Accelerator, ports: usize) -> String {
     )
 }
 
-/// The processor that the guest sees: everything that there is.
-pub(super) fn cpu(accelerator: Accelerator) -> &'static str {
+/// The processor that the guest sees: everything that there is, but for what makes an emulated one slow.
+pub(super) fn cpu(
+    accelerator: Accelerator,
+    architecture: &Architecture,
+    version: Version,
+) -> String {
     match accelerator {
-        Accelerator::Kvm => "host",
-        Accelerator::Tcg => "max",
+        Accelerator::Kvm => "host".to_owned(),
+        Accelerator::Tcg => {
+            let without = architecture.emulated_without.iter();
+            let named = without.filter(|(_, since)| version >= *since).map(|(name, _)| *name);
+            ["max"].into_iter().chain(named).collect::<Vec<_>>().join(",-")
+        }
     }
 }
 

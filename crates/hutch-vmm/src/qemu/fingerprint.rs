@@ -35,6 +35,7 @@ pub(super) fn facts(qemu: &Qemu, spec: &VmSpec) -> Result<Vec<Vec<u8>>, StartErr
     let line = arguments::build(
         spec,
         arch::native(),
+        qemu.version,
         &clock::kernel_words(spec.accelerator),
         &descriptors,
     );

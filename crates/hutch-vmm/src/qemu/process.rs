@@ -169,6 +169,7 @@ fn launch(
         .args(arguments::build(
             &spec,
             arch::native(),
+            qemu.version,
             &clock::kernel_words(spec.accelerator),
             &descriptors,
         ))

@@ -128,7 +128,9 @@ fn launch(
     let mut launch = Launch::new(&qemu.program);
     let (control, control_theirs) = BlockingStream::pair().map_err(StubError::Resources)?;
     let control_fd = launch.inherit(control_theirs);
-    let (machine, cpu) = (arch::native().machine, super::arguments::cpu(accelerator));
+    let architecture = arch::native();
+    let cpu = super::arguments::cpu(accelerator, architecture, qemu.version);
+    let machine = architecture.machine;
     launch.args([
         "-nodefaults",
         "-no-user-config",
@@ -141,7 +143,7 @@ fn launch(
         "-smp",
         "1",
     ]);
-    launch.args(["-sandbox", super::arguments::SANDBOX, "-machine", machine, "-cpu", cpu]);
+    launch.args(["-sandbox", super::arguments::SANDBOX, "-machine", machine, "-cpu", &cpu]);
     launch.args(["-accel", if accelerator == Accelerator::Kvm { "kvm" } else { "tcg" }]);
     launch.args([
         "-chardev",
