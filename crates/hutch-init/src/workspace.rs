@@ -11,6 +11,7 @@
 //! has the few that are ours). When the port is lost the connection is aborted, so that programs get errors and never
 //! hang.
 
+mod ahead;
 mod device;
 mod events;
 mod local;
@@ -28,6 +29,7 @@ use hutch_wire::workspace::{Hello, OPCODE_HELLO, OPCODE_SEEN, Seen, VERSION};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{UnmountFlags, unmount};
 
+use self::ahead::Told;
 use self::device::Device;
 use self::port::{Replies, Requests};
 use self::pump::Pump;
@@ -82,7 +84,8 @@ pub fn start(port: OwnedFd, mount_point: &Path) -> Result<WorkspacePump, Workspa
     let event_thread =
         announced.recv().map_err(|_| WorkspaceError::Thread(io::ErrorKind::Other.into()))?;
     // Before the kernel's first request, which waits in the device.
-    let hello = Hello { version: VERSION, event_thread: event_thread.as_raw_pid().unsigned_abs() };
+    let event_thread = event_thread.as_raw_pid().unsigned_abs();
+    let hello = Hello { version: VERSION, event_thread };
     let hello =
         hello.encode().map_err(|_| WorkspaceError::Port(io::ErrorKind::InvalidData.into()))?;
     requests.send_own(OPCODE_HELLO, &hello).map_err(WorkspaceError::Port)?;
@@ -92,7 +95,8 @@ pub fn start(port: OwnedFd, mount_point: &Path) -> Result<WorkspacePump, Workspa
     }
     {
         let mount_point = mount_point.to_owned();
-        let pump = Pump::new(device, requests, Replies::new(port), notify, tell);
+        let told = Told::new(event_thread);
+        let pump = Pump::new(device, requests, Replies::new(port), notify, tell, told);
         spawn("workspace-pump", move || abort(&mount_point, pump.run()))?;
     }
     // The first look waits until the worker has answered the kernel's first request.

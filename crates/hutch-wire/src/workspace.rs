@@ -10,6 +10,7 @@
 //!    │ FUSE requests ─────────────────────────▶ │
 //!    │ ◀─────────────── replies, notifications  │
 //!    │ ◀────────────────────── EVENT {Event}    │  something changed on the host: make watchers in the guest notice
+//!    │ ◀────────────────────── AHEAD {Ahead}    │  what the kernel will ask for after the reply that follows
 //!    │ SEEN {count} ──────────────────────────▶ │  so many notifications and events are done
 //! ```
 //!
@@ -27,6 +28,8 @@ pub const OPCODE_HELLO: u32 = 0x4855_0001;
 pub const OPCODE_SEEN: u32 = 0x4855_0002;
 /// `error` of a reply with `unique` 0 that carries an [`Event`].
 pub const CODE_EVENT: i32 = 0x4855_0001;
+/// `error` of a reply with `unique` 0 that carries an [`Ahead`].
+pub const CODE_AHEAD: i32 = 0x4855_0002;
 /// Largest body of a message of this module in bytes: two paths and two names.
 pub const BODY_MAX: usize = 10 * 1024;
 /// Version of these messages.
@@ -117,6 +120,39 @@ pub enum Event {
     },
 }
 
+/// What the kernel will ask for next, told before the reply that makes it ask: init answers in the worker's place, which
+/// saves the way to the host. All of it is over with the next notification about the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ahead {
+    /// What was told of attributes before is old, and there is nothing new.
+    Nothing,
+    /// The answer to the next `GETATTR` of this node, which the coming reply makes the kernel forget: good for one.
+    Attributes {
+        /// The node.
+        node: u64,
+        /// `struct fuse_attr_out`.
+        answer: Bytes,
+    },
+    /// The coming reply makes this directory, and nothing is in it: only names that the guest gives can be, until a
+    /// notification about the directory or about a name in it.
+    Empty {
+        /// The directory.
+        node: u64,
+    },
+}
+
+impl Ahead {
+    /// Encodes it.
+    pub fn encode(&self) -> Result<Vec<u8>, postcard::Error> {
+        postcard::to_stdvec(self)
+    }
+
+    /// Decodes it.
+    pub fn decode(body: &[u8]) -> Result<Self, postcard::Error> {
+        postcard::from_bytes(body)
+    }
+}
+
 impl Event {
     /// Encodes it.
     pub fn encode(&self) -> Result<Vec<u8>, postcard::Error> {
@@ -168,6 +204,12 @@ mod tests {
         };
         let event = Event::Renamed { from: entry.clone(), to: entry };
         assert_eq!(Event::decode(&event.encode().unwrap()).unwrap(), event);
+        let answer = Bytes::from(vec![1; 104]);
+        for ahead in
+            [Ahead::Nothing, Ahead::Attributes { node: 7, answer }, Ahead::Empty { node: 7 }]
+        {
+            assert_eq!(Ahead::decode(&ahead.encode().unwrap()).unwrap(), ahead);
+        }
         let hello = Hello { version: VERSION, event_thread: 42 };
         assert_eq!(Hello::decode(&hello.encode().unwrap()).unwrap(), hello);
         let seen = Seen { count: 3 };

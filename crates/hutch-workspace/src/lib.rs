@@ -19,6 +19,7 @@
 
 pub mod abi;
 mod confine;
+mod count;
 mod host;
 mod locked;
 mod nodes;
@@ -33,6 +34,7 @@ mod spec;
 mod watch;
 
 pub use confine::{ConfineError, confine};
+pub use count::Counts;
 pub use port::ReceiveError;
 pub use serve::{Prepared, ServeError};
 pub use space::OpenError;

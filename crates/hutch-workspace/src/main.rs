@@ -46,6 +46,8 @@ fn run(number: &str) -> Result<(), Box<dyn Error>> {
         tracing::warn!("{weakness}");
     }
     tracing::info!(workspaces = prepared.paths().len(), "serving");
-    prepared.serve(port)?;
-    Ok(())
+    let counts = prepared.counts();
+    let served = prepared.serve(port);
+    tracing::info!(requests = %counts, "served");
+    Ok(served?)
 }

@@ -116,6 +116,8 @@ pub(crate) struct Node {
     places: Mutex<Vec<Place>>,
     pub(crate) names: Mutex<Names>,
     pub(crate) watch: Mutex<Watch>,
+    /// It was read since its attributes were told, which makes the guest's kernel distrust its access time.
+    pub(crate) read: AtomicBool,
     pub(crate) own: Mutex<OwnChanges>,
 }
 
@@ -153,6 +155,7 @@ impl Node {
             places: Mutex::new(Vec::new()),
             names: Mutex::new(Names { believed: HashMap::new(), own: Vec::new(), asked: 0 }),
             watch: Mutex::new(Watch::None),
+            read: AtomicBool::new(false),
             own: Mutex::new(OwnChanges::default()),
         }
     }

@@ -132,6 +132,16 @@ impl Notifier {
         drop(flow);
         self.sender.send(message)
     }
+
+    /// See [`Sender::turn`].
+    pub(crate) fn turn(&self) -> u64 {
+        self.sender.turn()
+    }
+
+    /// See [`Sender::next_turn`].
+    pub(crate) fn next_turn(&self) {
+        self.sender.next_turn();
+    }
 }
 
 #[cfg(test)]

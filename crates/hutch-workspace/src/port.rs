@@ -7,8 +7,11 @@
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::abi::{HEADER_LEN, Header, Malformed};
+use hutch_wire::workspace::{Ahead, CODE_AHEAD};
+
+use crate::abi::{HEADER_LEN, Header, Malformed, Reply};
 use crate::locked::locked;
 
 /// Bytes read ahead: several small requests at once.
@@ -82,10 +85,22 @@ impl Receiver {
     }
 }
 
+#[derive(Debug)]
+struct Stream {
+    stream: UnixStream,
+    /// Init holds something that was told ahead.
+    told: bool,
+    buffer: Vec<u8>,
+}
+
 /// The sending side; whole messages never mix.
+///
+/// What is told ahead ([`hutch_wire::workspace::Ahead`]) is true at the moment when it was read. So every change that could
+/// make it old, and every notification, is a turn of things; what was read before the last one is not sent.
 #[derive(Debug)]
 pub(crate) struct Sender {
-    stream: Mutex<UnixStream>,
+    stream: Mutex<Stream>,
+    turns: AtomicU64,
     /// The same stream without the lock, whose holder may be stuck.
     end: UnixStream,
 }
@@ -94,12 +109,46 @@ impl Sender {
     /// Sends to this stream.
     pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
         let end = stream.try_clone()?;
-        Ok(Self { stream: Mutex::new(stream), end })
+        let stream = Mutex::new(Stream { stream, told: false, buffer: Vec::new() });
+        Ok(Self { stream, turns: AtomicU64::new(0), end })
     }
 
-    /// Sends one message; blocks while the guest does not read, which is how a slow guest slows only itself.
+    /// Which turn of things it is: asked for before what is told ahead is read.
+    pub(crate) fn turn(&self) -> u64 {
+        self.turns.load(Ordering::SeqCst)
+    }
+
+    /// Things take a turn: what was read before this is old. After the change, and before its reply.
+    pub(crate) fn next_turn(&self) {
+        self.turns.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Sends a message that nobody asked for: whatever was told ahead may be old with it. Blocks while the guest does not
+    /// read, which is how a slow guest slows only itself.
     pub(crate) fn send(&self, message: &[u8]) -> io::Result<()> {
-        locked(&self.stream).write_all(message)
+        let mut stream = locked(&self.stream);
+        self.next_turn();
+        stream.stream.write_all(message)
+    }
+
+    /// Sends a reply, and what is told ahead before it. A reply that `changes` something takes back what was told before.
+    pub(crate) fn reply(&self, reply: &Reply, changes: bool) -> io::Result<()> {
+        let mut stream = locked(&self.stream);
+        let Stream { stream, told, buffer } = &mut *stream;
+        let ahead = reply.ahead().filter(|(turn, _)| *turn == self.turn());
+        buffer.clear();
+        if let Some((_, ahead)) = ahead {
+            *told = true;
+            buffer.extend_from_slice(ahead);
+        } else if changes && std::mem::take(told) {
+            buffer.extend_from_slice(&nothing_ahead());
+        }
+        if buffer.is_empty() {
+            return stream.write_all(reply.message());
+        }
+        // One piece: the guest is woken once.
+        buffer.extend_from_slice(reply.message());
+        stream.write_all(buffer)
     }
 
     /// Ends both directions, so that every thread that reads or writes comes to its end.
@@ -107,6 +156,11 @@ impl Sender {
         // A closed stream stays closed.
         self.end.shutdown(std::net::Shutdown::Both).ok();
     }
+}
+
+fn nothing_ahead() -> Vec<u8> {
+    let body = Ahead::Nothing.encode().unwrap_or_default();
+    Reply::new().own(CODE_AHEAD, &body).to_vec()
 }
 
 #[cfg(test)]

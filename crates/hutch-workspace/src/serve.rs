@@ -13,6 +13,7 @@ use rustix::fs::FileType;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::abi::Reply;
+use crate::count::Counts;
 use crate::locked::locked;
 use crate::nodes::Nodes;
 use crate::notify::Notifier;
@@ -64,6 +65,7 @@ pub struct Prepared {
     pub(crate) opened: Vec<Opened>,
     watches_max: usize,
     descriptors_max: Option<usize>,
+    counts: Arc<Counts>,
 }
 
 impl Prepared {
@@ -73,7 +75,13 @@ impl Prepared {
             return Err(ServeError::Format { found: spec.format_version });
         }
         let opened: Result<Vec<_>, _> = spec.workspaces.iter().map(Opened::open).collect();
-        Ok(Self { opened: opened?, spec, watches_max: watch::watches_max(), descriptors_max: None })
+        Ok(Self {
+            opened: opened?,
+            spec,
+            watches_max: watch::watches_max(),
+            descriptors_max: None,
+            counts: Arc::default(),
+        })
     }
 
     /// Lowers the watches that are placed at most.
@@ -88,6 +96,11 @@ impl Prepared {
     pub fn with_descriptors_max(mut self, descriptors_max: usize) -> Self {
         self.descriptors_max = Some(descriptors_max);
         self
+    }
+
+    /// How often the guest will have asked for what.
+    pub fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.counts)
     }
 
     /// Serves the stream until the other end closes it.
@@ -138,7 +151,8 @@ impl Prepared {
         }
         let watcher = Watcher::new(self.watches_max).map_err(setup("inotify"))?;
         let notifier = Notifier::new(sender);
-        Server::new(spaces, roots, nodes, watcher, notifier).map_err(setup("/proc/self/fd"))
+        Server::new(spaces, roots, nodes, watcher, notifier, Arc::clone(&self.counts))
+            .map_err(setup("/proc/self/fd"))
     }
 
     /// Whose files are the agent's: the worker's own; of a worker that is root, those of the workspace's owner.
@@ -187,7 +201,7 @@ fn work(server: &Server, receiver: &Mutex<Receiver>, sender: &Sender) -> Result<
             }
         };
         if server.answer(&header, &body, &mut reply) == Answer::Send
-            && sender.send(reply.message()).is_err()
+            && sender.reply(&reply, header.changes()).is_err()
         {
             return Ok(());
         }

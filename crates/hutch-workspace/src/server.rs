@@ -9,6 +9,7 @@
 //! A write opens and closes the file before it is answered, so that a program which the guest just built can be run by
 //! the host at once (an open writer makes `execve` fail with `ETXTBSY`).
 
+mod ahead;
 mod attributes;
 mod data;
 mod directory;
@@ -29,6 +30,7 @@ pub(crate) use self::echo::{Echo, Expected};
 use crate::abi::{
     DATA_MAX, Header, Init, MAJOR, MINOR, Malformed, NameError, Reply, Request, init_flag,
 };
+use crate::count::Counts;
 use crate::host::{Handle, ProcFd};
 use crate::nodes::{Node, Nodes};
 use crate::notify::Notifier;
@@ -49,6 +51,7 @@ pub(crate) struct Server {
     pub(crate) watcher: Watcher,
     pub(crate) notifier: Notifier,
     pub(crate) echo: Echo,
+    pub(crate) counts: Arc<Counts>,
     streams: Streams,
     /// Files held open for writing since their creation.
     creators: AtomicUsize,
@@ -72,6 +75,7 @@ impl Server {
         nodes: Nodes,
         watcher: Watcher,
         notifier: Notifier,
+        counts: Arc<Counts>,
     ) -> Result<Self, Errno> {
         Ok(Self {
             spaces,
@@ -81,6 +85,7 @@ impl Server {
             watcher,
             notifier,
             echo: Echo::default(),
+            counts,
             streams: Streams::default(),
             creators: AtomicUsize::new(0),
             expire_only: AtomicBool::new(true),
@@ -90,6 +95,7 @@ impl Server {
     /// Answers one message. Whatever it holds, the guest gets an error at worst.
     pub(crate) fn answer(&self, header: &Header, body: &[u8], reply: &mut Reply) -> Answer {
         reply.clear();
+        self.counts.add(header.opcode);
         let request = match Request::parse(header, body) {
             Ok(request) => request,
             Err(error) => return fail(header, reply, errno_of(error)),
@@ -143,10 +149,10 @@ impl Server {
             Request::MakeDirectory { name, mode } => {
                 self.make_directory(node, name, mode, event, reply)
             }
-            Request::Unlink { name } => self.remove(node, name, false, event),
-            Request::RemoveDirectory { name } => self.remove(node, name, true, event),
+            Request::Unlink { name } => self.remove(node, name, false, event, reply),
+            Request::RemoveDirectory { name } => self.remove(node, name, true, event, reply),
             Request::Rename { name, to, new_name, flags } => {
-                self.rename((node, name), (to, new_name), flags, event)
+                self.rename((node, name), (to, new_name), flags, event, reply)
             }
             Request::Link { node: of, name } => self.link(of, node, name, reply),
             Request::Read(read) => self.read(node, read, reply),

@@ -18,6 +18,7 @@
 
 mod doubt;
 mod fold;
+mod reread;
 mod settle;
 
 use std::collections::{HashMap, VecDeque};
@@ -26,6 +27,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -34,6 +36,7 @@ use rustix::io::Errno;
 
 use self::doubt::Doubts;
 use self::fold::Batch;
+use self::reread::Reread;
 use self::settle::Listings;
 use crate::host::proc_path;
 use crate::locked::locked;
@@ -48,6 +51,8 @@ const ABSENT_MAX: usize = 100_000;
 const LINGER: Duration = Duration::from_millis(2);
 /// How often old memories are looked through when nothing happens.
 const IDLE: Duration = Duration::from_secs(60);
+/// Names that may be listed for each file that was read.
+const LISTED_PER_READ: usize = 8;
 /// Bytes of events read at once.
 const BUFFER: usize = 64 << 10;
 /// Watches that one worker takes at most, as a share of what the user may have: editors on the host need some.
@@ -75,12 +80,15 @@ struct Absent {
 #[derive(Debug)]
 pub(crate) struct Watcher {
     inotify: OwnedFd,
-    stop: OwnedFd,
+    /// Wakes the thread: to look at the time, or to end.
+    wake: OwnedFd,
+    stopped: AtomicBool,
     /// Two workspaces may hold the same directory.
     watched: Mutex<HashMap<i32, Vec<u64>>>,
     watches_max: usize,
     absent: Mutex<VecDeque<Absent>>,
     doubts: Doubts,
+    reread: Reread,
 }
 
 /// Most watches that this worker may take. Read before the jail, which hides the file.
@@ -94,11 +102,13 @@ impl Watcher {
     pub(crate) fn new(watches_max: usize) -> Result<Self, Errno> {
         Ok(Self {
             inotify: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?,
-            stop: eventfd(0, EventfdFlags::CLOEXEC)?,
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            stopped: AtomicBool::new(false),
             watched: Mutex::new(HashMap::new()),
             watches_max,
             absent: Mutex::new(VecDeque::new()),
             doubts: Doubts::default(),
+            reread: Reread::default(),
         })
     }
 
@@ -160,9 +170,21 @@ impl Watcher {
         self.doubts.host_changed(Instant::now());
     }
 
+    /// The guest read a file of this directory whose attributes it knew.
+    pub(crate) fn was_read_in(&self, directory: u64) {
+        if self.reread.add(directory, Instant::now()) {
+            self.wake();
+        }
+    }
+
     /// Ends [`Watcher::run`].
     pub(crate) fn stop(&self) {
-        rustix::io::write(&self.stop, &1_u64.to_ne_bytes()).ok();
+        self.stopped.store(true, Ordering::Relaxed);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        rustix::io::write(&self.wake, &1_u64.to_ne_bytes()).ok();
     }
 
     /// Tells the guest of changes until it is stopped or the guest is gone.
@@ -170,18 +192,22 @@ impl Watcher {
         let mut buffer = vec![MaybeUninit::uninit(); BUFFER];
         loop {
             let Ok(wait) = self.tell_doubts(server) else { return };
+            let wait = wait.min(self.suggest_listings(server));
             let timeout = Timespec {
                 tv_sec: wait.as_secs().try_into().unwrap_or(0),
                 tv_nsec: wait.subsec_nanos().into(),
             };
             let mut wanted =
-                [PollFd::new(&self.inotify, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
+                [PollFd::new(&self.inotify, PollFlags::IN), PollFd::new(&self.wake, PollFlags::IN)];
             match poll(&mut wanted, Some(&timeout)) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => return,
             }
-            if !wanted[1].revents().is_empty() {
+            if self.stopped.load(Ordering::Relaxed) {
                 return;
+            }
+            if !wanted[1].revents().is_empty() {
+                rustix::io::read(&self.wake, &mut [0; 8]).ok();
             }
             self.forget_absent(server);
             if wanted[0].revents().is_empty() {
@@ -201,6 +227,19 @@ impl Watcher {
         let (doubtful, wait) = self.doubts.due(now);
         doubtful.into_iter().try_for_each(|node| server.notifier.inval_inode(node))?;
         Ok(wait.unwrap_or(IDLE))
+    }
+
+    /// Has directories listed in which most files were read, and says how long to wait for more of that.
+    fn suggest_listings(&self, server: &Server) -> Duration {
+        let (due, wait) = self.reread.due(Instant::now());
+        for (directory, count) in due {
+            let Ok(directory) = server.nodes.find(directory) else { continue };
+            // Listing thousands for the sake of a few would cost more than it saves.
+            if directory.names().believed.len() <= count.saturating_mul(LISTED_PER_READ) {
+                server.suggest_listing(&directory);
+            }
+        }
+        wait.unwrap_or(IDLE)
     }
 
     /// Reads all that waits, at most one buffer's worth of times eight.

@@ -89,6 +89,8 @@ impl Watchers {
     /// Reads a directory, so that the kernel has its names and their attributes before programs ask.
     fn list(&self, directory: &[u8]) -> io::Result<()> {
         let directory = self.directory(directory, OFlags::RDONLY)?;
+        // A listing that the kernel has kept brings no attributes.
+        rustix::fs::fadvise(&directory, 0, None, rustix::fs::Advice::DontNeed).ok();
         let mut buffer = Vec::with_capacity(LISTING_BUFFER);
         let mut names = rustix::fs::RawDir::new(directory, buffer.spare_capacity_mut());
         for _ in 0..LISTED_MAX {

@@ -8,6 +8,8 @@ use rustix::io::Errno;
 
 use super::port::{REPLY_HEADER_LEN, REQUEST_HEADER_LEN};
 
+/// `FUSE_FORGET` and `FUSE_BATCH_FORGET`.
+const FORGETS: [u32; 2] = [2, 42];
 /// `FUSE_GETXATTR`.
 const GETXATTR: u32 = 22;
 /// `struct fuse_getxattr_in`.
@@ -26,6 +28,12 @@ pub(super) fn answer(request: &[u8]) -> Option<[u8; REPLY_HEADER_LEN]> {
     reply[4..8].copy_from_slice(&(-Errno::NODATA.raw_os_error()).to_le_bytes());
     reply[8..].copy_from_slice(unique);
     Some(reply)
+}
+
+/// Whether a request only says what the kernel forgets, which has no answer.
+pub(super) fn is_forget(request: &[u8]) -> bool {
+    let opcode = request.get(4..8).and_then(|field| field.try_into().ok());
+    opcode.is_some_and(|opcode| FORGETS.contains(&u32::from_le_bytes(opcode)))
 }
 
 #[cfg(test)]

@@ -12,11 +12,12 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use hutch_wire::workspace::{CODE_EVENT, Event};
+use hutch_wire::workspace::{Ahead, CODE_AHEAD, CODE_EVENT, Event};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::thread::sched_yield;
 
+use super::ahead::Told;
 use super::device::{Device, REQUEST_BUFFER};
 use super::local;
 use super::port::{REPLY_HEADER_LEN, Replies, Reply, Requests};
@@ -24,6 +25,9 @@ use crate::log;
 
 /// How often it looks again before it sleeps. On one processor never: nobody else could do anything meanwhile.
 const LOOKS: u32 = 48;
+
+/// Bytes of forgotten nodes that wait for the next request.
+const FORGOTTEN_MAX: usize = 4096;
 
 /// What one look came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +46,9 @@ pub(super) struct Pump {
     replies: Replies,
     notify: Sender<Vec<u8>>,
     tell: Sender<Event>,
+    told: Told,
+    /// What the kernel forgets: told with the next request, since nobody waits for it.
+    forgotten: Vec<u8>,
     looks: u32,
 }
 
@@ -52,10 +59,11 @@ impl Pump {
         replies: Replies,
         notify: Sender<Vec<u8>>,
         tell: Sender<Event>,
+        told: Told,
     ) -> Self {
         let alone = std::thread::available_parallelism().is_ok_and(|count| count.get() == 1);
         let looks = if alone { 0 } else { LOOKS };
-        Self { device, requests, replies, notify, tell, looks }
+        Self { device, requests, replies, notify, tell, told, forgotten: Vec::new(), looks }
     }
 
     /// Passes messages until the file system is unmounted or the port fails.
@@ -69,6 +77,7 @@ impl Pump {
                 (Look::End, _) | (_, Look::End) => return Ok(()),
                 (Look::Nothing, Look::Nothing) if looked >= self.looks => {
                     looked = 0;
+                    self.send_forgotten()?;
                     if self.wait()? == Look::End {
                         return Ok(());
                     }
@@ -102,7 +111,7 @@ impl Pump {
     }
 
     /// Kernel to host.
-    fn pass_request(&self, buffer: &mut [u8]) -> io::Result<Look> {
+    fn pass_request(&mut self, buffer: &mut [u8]) -> io::Result<Look> {
         let left = self.requests.left();
         if left > 0 {
             let moved = self.requests.flush()? < left;
@@ -112,10 +121,24 @@ impl Pump {
             Ok(0) | Err(Errno::NODEV) => Ok(Look::End),
             Ok(len) => {
                 let request = buffer.get(..len).unwrap_or_default();
-                match local::answer(request) {
+                let known = match local::answer(request) {
+                    Some(answer) => Some(answer.to_vec()),
+                    None => self.told.answer(request),
+                };
+                match known {
                     // Who asked may have been killed.
-                    Some(reply) => drop(self.device.write(&reply)),
-                    None => self.requests.send(request)?,
+                    Some(answer) => drop(self.device.write(&answer)),
+                    None if local::is_forget(request) => {
+                        self.forgotten.extend_from_slice(request);
+                        if self.forgotten.len() >= FORGOTTEN_MAX {
+                            self.send_forgotten()?;
+                        }
+                    }
+                    None if self.forgotten.is_empty() => self.requests.send(request)?,
+                    None => {
+                        self.forgotten.extend_from_slice(request);
+                        self.send_forgotten()?;
+                    }
                 }
                 Ok(Look::Something)
             }
@@ -124,6 +147,14 @@ impl Pump {
             Err(Errno::INTR | Errno::NOENT) => Ok(Look::Something),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn send_forgotten(&mut self) -> io::Result<()> {
+        if !self.forgotten.is_empty() {
+            self.requests.send(&self.forgotten)?;
+            self.forgotten.clear();
+        }
+        Ok(())
     }
 
     /// Host to kernel.
@@ -143,7 +174,13 @@ impl Pump {
             if let Ok(event) = Event::decode(body) {
                 self.tell.send(event).ok();
             }
+        } else if code == CODE_AHEAD {
+            let body = message.get(REPLY_HEADER_LEN..).unwrap_or_default();
+            if let Ok(ahead) = Ahead::decode(body) {
+                self.told.tell(ahead);
+            }
         } else {
+            self.told.notice(code, message);
             self.notify.send(message.to_vec()).ok();
         }
         Ok(Look::Something)

@@ -6,6 +6,9 @@ use super::{REPLY_HEADER_LEN, notify};
 #[derive(Debug)]
 pub struct Reply {
     bytes: Vec<u8>,
+    /// Messages that are sent before this one, and what they hold as of.
+    ahead: Vec<u8>,
+    turn: Option<u64>,
 }
 
 /// A file's attributes as the guest shall see them (`struct fuse_attr`).
@@ -65,12 +68,14 @@ impl Default for Reply {
 impl Reply {
     /// An empty reply.
     pub fn new() -> Self {
-        Self { bytes: vec![0; REPLY_HEADER_LEN] }
+        Self { bytes: vec![0; REPLY_HEADER_LEN], ahead: Vec::new(), turn: None }
     }
 
     /// Forgets what was put so far.
     pub fn clear(&mut self) {
         self.bytes.truncate(REPLY_HEADER_LEN);
+        self.ahead.clear();
+        self.turn = None;
     }
 
     /// Bytes put so far.
@@ -92,9 +97,25 @@ impl Reply {
         &self.bytes
     }
 
+    /// What was put so far.
+    pub fn body(&self) -> &[u8] {
+        self.bytes.get(REPLY_HEADER_LEN..).unwrap_or_default()
+    }
+
     /// The message that was finished last.
     pub fn message(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// A message of our own protocol to be sent before this one, true while the turn of things is `turn`.
+    pub fn put_ahead(&mut self, turn: u64, code: i32, body: &[u8]) {
+        self.ahead.extend_from_slice(Self::new().own(code, body));
+        self.turn = Some(turn);
+    }
+
+    /// What is to be sent before this message, and the turn of things that it is true in.
+    pub fn ahead(&self) -> Option<(u64, &[u8])> {
+        Some((self.turn?, &self.ahead))
     }
 
     /// Bytes as they are.

@@ -53,6 +53,20 @@ impl Header {
         let extensions = usize::from(fields.u16()?) * 8;
         Ok(Self { len: length, opcode, unique, node, pid, extensions })
     }
+
+    /// Whether attributes or entries of a directory may be others afterwards.
+    pub fn changes(&self) -> bool {
+        matches!(
+            self.opcode,
+            opcode::SETATTR | opcode::SYMLINK
+                ..=opcode::LINK
+                    | opcode::SETXATTR
+                    | opcode::REMOVEXATTR
+                    | opcode::CREATE
+                    | opcode::RENAME2
+                    | opcode::TMPFILE
+        )
+    }
 }
 
 /// What kernel and server can do.

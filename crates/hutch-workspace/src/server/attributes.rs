@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{FileType, Mode, OFlags, Statx, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use rustix::io::Errno;
@@ -87,6 +88,7 @@ impl Server {
                 mode |= record.bits;
             }
         }
+        node.read.store(false, Ordering::Relaxed);
         Ok(Attributes {
             inode: shown_inode(status),
             size: status.stx_size,
@@ -238,6 +240,9 @@ impl Server {
         let mut own = locked(&node.own);
         let complete = own.known == Some(time(status(handle)?.stx_ctime));
         let result = change();
+        if node.is_directory() {
+            self.notifier.next_turn();
+        }
         own.left = status(handle).ok().map(|found| time(found.stx_ctime));
         if complete {
             own.known = own.left;

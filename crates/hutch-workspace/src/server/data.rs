@@ -1,5 +1,7 @@
 //! The content of files.
 
+use std::sync::atomic::Ordering;
+
 use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom};
 use rustix::io::Errno;
 
@@ -13,8 +15,13 @@ const COPY_MAX: usize = 32 << 20;
 
 impl Server {
     pub(super) fn read(&self, id: u64, read: Read, reply: &mut Reply) -> Result<(), Errno> {
-        let (_, handle) = self.held_file(id)?;
+        let (node, handle) = self.held_file(id)?;
         let file = self.proc.reopen(&handle, OFlags::RDONLY)?;
+        if !node.read.swap(true, Ordering::Relaxed)
+            && let Some(place) = node.place()
+        {
+            self.watcher.was_read_in(place.parent);
+        }
         let size = usize::try_from(read.size).unwrap_or(usize::MAX).min(DATA_MAX);
         let buffer = reply.buffer();
         let start = buffer.len();

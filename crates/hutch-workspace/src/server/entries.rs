@@ -92,10 +92,13 @@ impl Server {
                 })
             })?;
         }
+        let turn = self.notifier.turn();
         let held = hold(&*handle, name)?;
         let (node, entry) = self.enter(&directory, &mut names, name, held, watched)?;
         if !event {
             made_by_guest(&node);
+            self.tell_empty(turn, &node, reply);
+            self.tell_attributes(turn, &directory, &handle, reply);
         }
         reply.put_entry(&entry);
         Ok(())
@@ -139,11 +142,13 @@ impl Server {
                 Ok(file)
             })
         });
+        let turn = self.notifier.turn();
         match created {
             Ok(file) => {
                 let held = self.proc.reopen_path(&file)?;
                 let (node, entry) = self.enter(&directory, &mut names, name, held, watched)?;
                 made_by_guest(&node);
+                self.tell_attributes(turn, &directory, &handle, reply);
                 reply.put_entry(&entry);
                 reply.put_open(self.keep_creator(&node, file, mode), 0);
                 Ok(())
@@ -238,6 +243,7 @@ impl Server {
         name: Name<'_>,
         as_directory: bool,
         event: bool,
+        reply: &mut Reply,
     ) -> Result<(), Errno> {
         if directory == ROOT {
             return Err(Errno::ROFS);
@@ -260,7 +266,9 @@ impl Server {
                 })
             })
         })?;
+        let turn = self.notifier.turn();
         self.nodes.disbelieve(&directory, &mut names, name.as_c_str());
+        self.tell_attributes(turn, &directory, &handle, reply);
         Ok(())
     }
 
@@ -282,6 +290,7 @@ impl Server {
         (to, new_name): (u64, Name<'_>),
         flags: u32,
         event: bool,
+        reply: &mut Reply,
     ) -> Result<(), Errno> {
         let flags = RenameFlags::from_bits(flags).ok_or(Errno::INVAL)?;
         if flags.contains(RenameFlags::WHITEOUT) {
@@ -352,6 +361,10 @@ impl Server {
             self.expire_soon(&from, name);
             self.expire_soon(&to, new_name);
         }
+        let turn = self.notifier.turn();
+        if same && !event {
+            self.tell_attributes(turn, &from, &from_handle, reply);
+        }
         Ok(())
     }
 
@@ -415,8 +428,10 @@ impl Server {
                 self.own_change(&node, &file, || self.proc.link(&file, &handle, name))
             })
         })?;
+        let turn = self.notifier.turn();
         let held = hold(&*handle, name)?;
         let (_, entry) = self.enter(&directory, &mut names, name, held, watched)?;
+        self.tell_attributes(turn, &directory, &handle, reply);
         reply.put_entry(&entry);
         Ok(())
     }

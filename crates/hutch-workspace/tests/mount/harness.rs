@@ -7,11 +7,12 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use hutch_init::workspace::{self, WorkspacePump};
-use hutch_workspace::{Prepared, ServeError, Worker, WorkerSpec, WorkspaceSpec, spawn};
+use hutch_workspace::{Counts, Prepared, ServeError, Worker, WorkerSpec, WorkspaceSpec, spawn};
 use tempfile::TempDir;
 
 /// A mounted workspace file system, unmounted at the end.
@@ -20,6 +21,7 @@ pub(crate) struct Mount {
     pump: Option<WorkspacePump>,
     worker: Serving,
     host_end: UnixStream,
+    counts: Arc<Counts>,
 }
 
 /// The host's side.
@@ -65,8 +67,9 @@ impl Mount {
         let host_end = worker_end.try_clone().expect("a descriptor");
         rustix::process::umask(rustix::fs::Mode::empty());
         let prepared = limit(Prepared::open(WorkerSpec::new(specs)).expect("the workspaces"));
+        let counts = prepared.counts();
         let worker = std::thread::spawn(move || prepared.serve(worker_end.into()));
-        Self::start(root, Serving::Threads(Some(worker)), guest_end, host_end)
+        Self::start(root, Serving::Threads(Some(worker)), guest_end, host_end, counts)
     }
 
     /// The worker program in its jail, started by root, for a workspace of an ordinary user.
@@ -80,7 +83,7 @@ impl Mount {
         let log = fs::File::create(root.path().join("log")).expect("a log");
         let spec = WorkerSpec::new(specs);
         let worker = spawn(program, &spec, worker_end.into(), log).expect("a worker");
-        Self::start(root, Serving::Program(worker), guest_end, host_end)
+        Self::start(root, Serving::Program(worker), guest_end, host_end, Arc::default())
     }
 
     fn places() -> (TempDir, PathBuf) {
@@ -93,7 +96,13 @@ impl Mount {
         (root, host)
     }
 
-    fn start(root: TempDir, worker: Serving, guest_end: UnixStream, host_end: UnixStream) -> Self {
+    fn start(
+        root: TempDir,
+        worker: Serving,
+        guest_end: UnixStream,
+        host_end: UnixStream,
+        counts: Arc<Counts>,
+    ) -> Self {
         let mount = root.path().join("mount");
         // A request without an answer cannot be killed, and the device stays open while it waits: whatever goes wrong,
         // the connection must be gone before the test runner's patience is.
@@ -103,7 +112,12 @@ impl Mount {
             rustix::mount::unmount(abandoned, rustix::mount::UnmountFlags::FORCE).ok();
         });
         let pump = workspace::start(guest_end.into(), &mount).expect("the mount");
-        Self { root, pump: Some(pump), worker, host_end }
+        Self { root, pump: Some(pump), worker, host_end, counts }
+    }
+
+    /// How often the guest has asked so far; not counted of the program in its jail.
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// A path in the first workspace's directory on the host.

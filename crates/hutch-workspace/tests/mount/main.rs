@@ -2,5 +2,6 @@
 
 mod changes;
 mod harness;
+mod requests;
 mod scripts;
 mod semantics;
