@@ -15,6 +15,7 @@ use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
@@ -110,6 +111,8 @@ pub(crate) struct Node {
     pub(crate) kind: FileType,
     /// Roots of workspaces are neither forgotten nor closed.
     permanent: bool,
+    /// When the guest was told of it.
+    pub(crate) since: Instant,
     lookups: AtomicU64,
     handle: Mutex<Option<Handle>>,
     used: AtomicBool,
@@ -149,6 +152,7 @@ impl Node {
             key,
             kind,
             permanent: false,
+            since: Instant::now(),
             lookups: AtomicU64::new(0),
             handle: Mutex::new(handle),
             used: AtomicBool::new(true),

@@ -73,6 +73,16 @@ impl Notifier {
         self.send(Reply::new().inval_inode(node, true))
     }
 
+    /// The same for a directory or for a file in it that the guest's kernel may not know yet.
+    ///
+    /// Looking up and listing hold the directory's lock in the guest's kernel until the answer is taken in, and marking
+    /// what is out of date does not wait for that: what an older answer brings later would stay. So a name that no
+    /// directory has is dropped first, which waits for the lock.
+    pub(crate) fn inval_after_answers(&self, directory: u64, node: u64) -> io::Result<()> {
+        self.send(Reply::new().expire_entry(directory, b".", false))?;
+        self.inval_inode(node)
+    }
+
     /// The same beside an answer, by a thread that must not wait for the guest's count: that comes to such threads.
     pub(crate) fn inval_inode_soon(&self, node: u64) {
         locked(&self.flow).outstanding += 1;

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use hutch_wire::guest::Bytes;
 use hutch_wire::workspace::{Entry, EntryKind, Event};
@@ -21,6 +22,9 @@ use crate::server::{Expected, Server};
 
 /// Longest path that events are made for.
 const PATH_MAX: usize = 4096;
+
+/// The answer that tells the guest of a node is taken in within this time.
+const IN_FLIGHT: Duration = Duration::from_secs(10);
 
 /// Directories whose entries the host changed: each is told once a batch.
 pub(super) type Listings = HashSet<u64>;
@@ -229,7 +233,9 @@ impl Server {
         if !listings.is_empty() {
             self.watcher.host_changed();
         }
-        listings.iter().try_for_each(|&directory| self.notifier.inval_inode(directory))
+        listings
+            .iter()
+            .try_for_each(|&directory| self.notifier.inval_after_answers(directory, directory))
     }
 
     /// Drops the guest's caches of what is there if they are out of date; says whether watchers have not heard of it.
@@ -257,7 +263,10 @@ impl Server {
         drop(own);
         if outdated {
             self.watcher.host_changed();
-            self.notifier.inval_inode(node.id)?;
+            match node.place().filter(|_| node.since.elapsed() < IN_FLIGHT) {
+                Some(place) => self.notifier.inval_after_answers(place.parent, node.id)?,
+                None => self.notifier.inval_inode(node.id)?,
+            }
         }
         Ok(foreign)
     }

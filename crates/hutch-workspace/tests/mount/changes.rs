@@ -16,7 +16,10 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 
 use hutch_workspace::WorkspaceSpec;
 
+use hutch_workspace::abi::opcode;
+
 use crate::harness::{Mount, can_mount, within};
+use crate::relay::HoldListings;
 
 /// What a program in the guest is told of a directory.
 struct GuestWatch {
@@ -298,4 +301,39 @@ fn changes_by_the_guest_are_heard_once() {
     let mut expected = expected.to_vec();
     expected.dedup();
     assert_eq!(heard, expected);
+}
+
+#[test]
+fn a_late_answer_to_a_listing_does_not_pass_for_a_new_one() {
+    if !can_mount() {
+        return;
+    }
+    let at_most = Duration::from_millis(300);
+    let mount = Mount::with_late_listings(HoldListings { count: 2, at_most });
+    for round in 0..3 {
+        let directory = format!("d{round}");
+        fs::create_dir(mount.host(&directory)).unwrap();
+        let guest = mount.guest(&directory);
+        let list = || fs::read_dir(&guest).unwrap().count();
+        let modified = |path: &Path| fs::metadata(path).unwrap().mtime_nsec();
+        fs::metadata(&guest).unwrap();
+        std::thread::scope(|scope| {
+            let asked = mount.counts().of(opcode::READDIRPLUS);
+            scope.spawn(list);
+            within("the first listing is made", || {
+                (mount.counts().of(opcode::READDIRPLUS) > asked).then_some(())
+            });
+            // The worker has looked, probably; if not, there is nothing to see here. So many changes at once that watchers
+            // are not told of all: what they are told would renew the listing.
+            for number in 0..600 {
+                fs::write(mount.host(format!("{round}-{number}")), "").unwrap();
+            }
+            fs::write(mount.host(&directory).join("f"), "x").unwrap();
+            let new = modified(&mount.host(&directory));
+            within("the new time", || (modified(&guest) == new).then_some(()));
+            // The directory's time is the new one, and the first listing has not arrived.
+            scope.spawn(list);
+        });
+        within("the file in the listing", || (list() == 1).then_some(()));
+    }
 }

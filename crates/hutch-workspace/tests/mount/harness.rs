@@ -15,6 +15,8 @@ use hutch_init::workspace::{self, WorkspacePump};
 use hutch_workspace::{Counts, Prepared, ServeError, Worker, WorkerSpec, WorkspaceSpec, spawn};
 use tempfile::TempDir;
 
+use crate::relay::{HoldListings, relay};
+
 /// A mounted workspace file system, unmounted at the end.
 pub(crate) struct Mount {
     root: TempDir,
@@ -69,6 +71,19 @@ impl Mount {
         let prepared = limit(Prepared::open(WorkerSpec::new(specs)).expect("the workspaces"));
         let counts = prepared.counts();
         let worker = std::thread::spawn(move || prepared.serve(worker_end.into()));
+        Self::start(root, Serving::Threads(Some(worker)), guest_end, host_end, counts)
+    }
+
+    /// The same with listings that arrive late.
+    pub(crate) fn with_late_listings(hold: HoldListings) -> Self {
+        let (root, host) = Self::places();
+        let (worker_end, relay_end) = UnixStream::pair().expect("a socket pair");
+        let host_end = worker_end.try_clone().expect("a descriptor");
+        let prepared = Prepared::open(WorkerSpec::new(vec![WorkspaceSpec::new(&host, false)]));
+        let prepared = prepared.expect("the workspaces");
+        let counts = prepared.counts();
+        let worker = std::thread::spawn(move || prepared.serve(worker_end.into()));
+        let guest_end = relay(relay_end, hold);
         Self::start(root, Serving::Threads(Some(worker)), guest_end, host_end, counts)
     }
 

@@ -2,6 +2,7 @@
 
 mod changes;
 mod harness;
+mod relay;
 mod requests;
 mod scripts;
 mod semantics;
