@@ -55,6 +55,11 @@ impl Receiver {
         Ok(self.fill(body)?.then_some(header))
     }
 
+    /// Whether nothing was read beyond the last message.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.start == self.end
+    }
+
     fn fill(&mut self, mut target: &mut [u8]) -> Result<bool, ReceiveError> {
         while !target.is_empty() {
             if self.start == self.end {

@@ -186,11 +186,20 @@ impl Prepared {
 }
 
 /// One thread's life: take the turn, read a message, give the turn away, answer.
+///
+/// The turn is kept while the answer is a matter of microseconds and nothing else has come yet: giving it away wakes
+/// another thread, which costs more than the answer and is in vain when the guest waits for that.
 fn work(server: &Server, receiver: &Mutex<Receiver>, sender: &Sender) -> Result<(), ReceiveError> {
     let mut body = Vec::new();
     let mut reply = Reply::new();
+    let mut kept = None;
     loop {
-        let received = locked(receiver).receive(&mut body);
+        let mut turn = kept.take().unwrap_or_else(|| locked(receiver));
+        let received = turn.receive(&mut body);
+        kept = match &received {
+            Ok(Some(header)) if header.is_short() && turn.is_drained() => Some(turn),
+            _ => None,
+        };
         let header = match received {
             Ok(Some(header)) => header,
             Ok(None) => return Ok(()),

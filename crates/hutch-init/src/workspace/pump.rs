@@ -3,7 +3,9 @@
 //! One thread, because both ways are one trip: a program waits for the answer to its request, and each change of threads
 //! costs an emulated guest as much as the message. For the same reason the thread does not sleep at once when there is
 //! nothing to do: after an answer the next request mostly comes within microseconds, and after a request its answer.
-//! So long as it looks again it gives the processor to everybody else who wants it.
+//! So long as it looks again it gives the processor to everybody else who wants it. That is of use only while there is
+//! time to spare: on a busy host the emulated processor has then used up its share when the answer comes, and waits for
+//! milliseconds to go on, where one that slept would be let in at once. The looks tell: they take too long.
 //!
 //! It never waits for the port to take a message while answers may be waiting: the host may not read before it has got
 //! rid of them. While a request is on its way out, no other is taken from the kernel.
@@ -11,6 +13,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
 
 use hutch_wire::workspace::{Ahead, CODE_AHEAD, CODE_EVENT, Event};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -26,6 +29,10 @@ use crate::log;
 /// How often it looks again before it sleeps. On one processor never: nobody else could do anything meanwhile.
 const LOOKS: u32 = 48;
 
+/// So long no number of looks takes unless somebody else has the processor, in the guest or on the host.
+const BUSY: Duration = Duration::from_millis(2);
+/// How often it then sleeps at once.
+const SLEEPS: u32 = 256;
 /// Bytes of forgotten nodes that wait for the next request.
 const FORGOTTEN_MAX: usize = 4096;
 
@@ -50,6 +57,8 @@ pub(super) struct Pump {
     /// What the kernel forgets: told with the next request, since nobody waits for it.
     forgotten: Vec<u8>,
     looks: u32,
+    /// How often it sleeps at once from here on.
+    sleeps: u32,
 }
 
 impl Pump {
@@ -63,31 +72,57 @@ impl Pump {
     ) -> Self {
         let alone = std::thread::available_parallelism().is_ok_and(|count| count.get() == 1);
         let looks = if alone { 0 } else { LOOKS };
-        Self { device, requests, replies, notify, tell, told, forgotten: Vec::new(), looks }
+        Self {
+            device,
+            requests,
+            replies,
+            notify,
+            tell,
+            told,
+            forgotten: Vec::new(),
+            looks,
+            sleeps: 0,
+        }
     }
 
     /// Passes messages until the file system is unmounted or the port fails.
     pub(super) fn run(mut self) -> io::Result<()> {
         let mut buffer = vec![0; REQUEST_BUFFER];
         let mut looked = 0;
+        let mut since = Instant::now();
         loop {
             let answer = self.pass_reply()?;
             let request = self.pass_request(&mut buffer)?;
             match (answer, request) {
                 (Look::End, _) | (_, Look::End) => return Ok(()),
-                (Look::Nothing, Look::Nothing) if looked >= self.looks => {
+                (Look::Nothing, Look::Nothing) if looked >= self.looks || self.sleeps > 0 => {
+                    self.note_looks(looked, since);
                     looked = 0;
+                    self.sleeps = self.sleeps.saturating_sub(1);
                     self.send_forgotten()?;
                     if self.wait()? == Look::End {
                         return Ok(());
                     }
                 }
                 (Look::Nothing, Look::Nothing) => {
+                    if looked == 0 {
+                        since = Instant::now();
+                    }
                     looked += 1;
                     sched_yield();
                 }
-                _ => looked = 0,
+                _ => {
+                    self.note_looks(looked, since);
+                    looked = 0;
+                }
             }
+        }
+    }
+
+    /// Looks that took too long are not repeated for a while.
+    fn note_looks(&mut self, looked: u32, since: Instant) {
+        if looked > 0 && since.elapsed() > BUSY {
+            self.sleeps = SLEEPS;
         }
     }
 

@@ -54,6 +54,22 @@ impl Header {
         Ok(Self { len: length, opcode, unique, node, pid, extensions })
     }
 
+    /// Whether the answer is mostly a matter of microseconds: little data, and nothing that waits for a disk's flush.
+    pub fn is_short(&self) -> bool {
+        let slow = matches!(
+            self.opcode,
+            opcode::READ
+                | opcode::FSYNC
+                | opcode::FSYNCDIR
+                | opcode::SYNCFS
+                | opcode::FALLOCATE
+                | opcode::COPY_FILE_RANGE
+                | opcode::STATFS
+                | opcode::LSEEK
+        );
+        !slow && self.len <= SHORT_MAX
+    }
+
     /// Whether attributes or entries of a directory may be others afterwards.
     pub fn changes(&self) -> bool {
         matches!(
@@ -68,6 +84,9 @@ impl Header {
         )
     }
 }
+
+/// Bytes of a request that is answered shortly.
+const SHORT_MAX: usize = 16 << 10;
 
 /// What kernel and server can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

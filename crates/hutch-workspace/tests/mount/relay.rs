@@ -72,9 +72,9 @@ pub(crate) fn relay(worker: UnixStream, hold: HoldListings) -> UnixStream {
 }
 
 fn pass(mut from: UnixStream, mut take: impl FnMut(&[u8]) -> bool) {
-    let mut message = Vec::new();
+    let mut message = vec![0; 16];
     loop {
-        message.resize(16, 0);
+        message.truncate(16);
         if from.read_exact(&mut message).is_err() {
             return;
         }

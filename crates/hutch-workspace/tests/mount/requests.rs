@@ -17,7 +17,9 @@ fn paths(mount: &Mount, directory: &str) -> Vec<PathBuf> {
 }
 
 fn look_at(paths: &[PathBuf]) {
-    paths.iter().for_each(|path| drop(fs::symlink_metadata(path).unwrap()));
+    for path in paths {
+        fs::symlink_metadata(path).expect("it is there");
+    }
 }
 
 /// What was asked of the worker while `act` ran, beside what the kernel forgets.
@@ -32,9 +34,10 @@ fn asked(mount: &Mount, act: impl FnOnce()) -> u64 {
 }
 
 fn make_on_host(mount: &Mount, directory: &str) {
-    fs::create_dir(mount.host(directory)).unwrap();
+    fs::create_dir(mount.host(directory)).expect("a directory");
     for path in paths(mount, directory) {
-        fs::write(mount.host(directory).join(path.file_name().unwrap()), [b'x'; 4096]).unwrap();
+        let path = mount.host(directory).join(path.file_name().expect("a name"));
+        fs::write(path, [b'x'; 4096]).expect("a file");
     }
 }
 
