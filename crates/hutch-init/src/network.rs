@@ -45,11 +45,14 @@ const CAPTURE_PORT: u16 = 3129;
 const DNS_PORT: u16 = 53;
 
 /// Settings of the kernel.
-const SETTINGS: [(&str, &str); 2] = [
+const SETTINGS: [(&str, &str); 4] = [
     // Without it, what containers send and is not captured is dropped without a word instead of refused.
     ("/proc/sys/net/ipv4/ip_forward", "1"),
     // Everybody may send pings, as programs expect; where they cannot go the kernel says so.
     ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
+    // Every refusal is told: by itself the kernel tells a container one in a second, and the other programs wait.
+    ("/proc/sys/net/ipv4/icmp_ratemask", "0"),
+    ("/proc/sys/net/ipv6/icmp/ratelimit", "0"),
 ];
 
 /// What is there before anyone knows which sandbox this is.

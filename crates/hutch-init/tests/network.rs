@@ -474,6 +474,18 @@ s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 10)
 s.shutdown(socket.SHUT_WR)
 sys.stdout.write(s.makefile().read())";
 
+/// One datagram after the other, each of which must be refused before the next.
+const MANY: &str = "import socket
+for number in range(50):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.settimeout(5)
+    s.connect(('203.0.113.34', 1000 + number))
+    try:
+        s.send(b'x')
+        s.recv(1)
+    except TimeoutError: raise SystemExit(f'nobody said anything to {number}')
+    except OSError: pass";
+
 #[test]
 fn containers_are_captured_too() {
     in_guest(Worker::Tells, || {
@@ -496,6 +508,7 @@ fn containers_are_captured_too() {
         assert_eq!(say(address.trim(), "1"), captured(name, 1));
         let began = Instant::now();
         assert!(!look_up("8.8.8.8").status.success());
+        container.run(&["python3", "-c", MANY]);
         let ping = container.output(&["ping", "-c", "1", "-W", "10", NOWHERE]);
         assert!(String::from_utf8_lossy(&ping.stdout).contains("filtered"), "{ping:?}");
         assert!(began.elapsed() < AT_ONCE);

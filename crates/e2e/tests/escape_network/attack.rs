@@ -71,6 +71,11 @@ pub(crate) fn run(name: &'static str, words: &[&str]) -> Attack {
 }
 
 impl Attack {
+    /// It runs a program instead of speaking itself.
+    pub(crate) fn is_program(&self) -> bool {
+        self.steps[0][0] == "run"
+    }
+
     /// Expects that the log has a denial for this host.
     pub(crate) fn logged(mut self, host: &'static str) -> Self {
         self.logged = Some(host);
