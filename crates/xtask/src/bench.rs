@@ -1,11 +1,14 @@
 //! `make bench`: what the design promises, measured in one run on this machine. See `docs/benchmarks.md`.
 //!
-//! Prints a table and writes `target/bench/report.json`. The workspace is measured beside virtio-fs: the same program,
+//! Prints tables and writes `target/bench/report.json` and `starts.svg` beside it. The workspace is measured beside virtio-fs: the same program,
 //! the same kernel, template, processors and memory, one after the other.
 
 mod data;
+mod figures;
+mod peers;
 mod policy;
 mod proxy;
+mod starts;
 mod virtiofs;
 mod world;
 
@@ -16,6 +19,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde::Serialize;
 
+use crate::bench::figures::{Figure, p50_and_p95};
+use crate::bench::starts::Runs;
 use crate::bench::world::{Machine, World};
 use crate::prepare;
 use crate::process::target;
@@ -34,19 +39,14 @@ const SCALE_QUICK: usize = 10;
 struct Report {
     format_version: u32,
     accelerator: String,
-    cold_start_ms: Vec<f64>,
-    exec_true_ms: Percentiles,
-    policy_change_ms: Percentiles,
+    /// The processor of the host and how many of it there are.
+    machine: String,
+    quick: bool,
+    starts: Vec<Figure>,
+    /// Of the first sandbox, each program's.
     idle_pss_mib: BTreeMap<String, f64>,
     workspace: Vec<Row>,
     proxy: Vec<proxy::Row>,
-}
-
-#[derive(Debug, Serialize)]
-struct Percentiles {
-    runs: usize,
-    p50: f64,
-    p95: f64,
 }
 
 /// One row of the workspace table. Rates are better when larger, times when smaller.
@@ -70,6 +70,10 @@ pub(crate) struct Wanted {
     pub(crate) quick: bool,
     /// The proxies, and nothing else.
     pub(crate) proxy: bool,
+    /// Starts, memory and peers, and nothing else.
+    pub(crate) starts: bool,
+    /// So many sandboxes alive at the same time, where the usual number is not wanted.
+    pub(crate) together: Option<usize>,
     /// Of the workspace table these groups of rows, and nothing else.
     pub(crate) groups: Vec<String>,
     /// Programs and images, where they shall not be built: to compare two builds.
@@ -93,8 +97,8 @@ impl Task {
 }
 
 /// Measures.
-pub(crate) fn bench(wanted: Wanted) -> anyhow::Result<()> {
-    let stage = wanted.stage.map_or_else(prepare::prepare, Ok)?;
+pub(crate) fn bench(wanted: &Wanted) -> anyhow::Result<()> {
+    let stage = wanted.stage.clone().map_or_else(prepare::prepare, Ok)?;
     let quick = wanted.quick;
     let task = Task {
         scale: if quick { SCALE_QUICK } else { SCALE },
@@ -118,38 +122,73 @@ pub(crate) fn bench(wanted: Wanted) -> anyhow::Result<()> {
         return Ok(());
     }
 
-    eprintln!("==> cold start");
-    let mut cold_start = Vec::new();
-    for _ in 0..if quick { 1 } else { 5 } {
-        world.hutch(&["stop", "bench"])?;
-        cold_start.push(world.hutch(&["exec", "bench", "true"])?.0);
-    }
-    eprintln!("==> exec true");
-    let runs = if quick { 20 } else { 200 };
-    let mut latencies = Vec::new();
-    for _ in 0..runs {
-        latencies.push(world.hutch(&["exec", "bench", "true"])?.0);
-    }
+    let runs = wanted.runs();
+    let mut figures = starts::one_by_one(&world, runs)?;
     eprintln!("==> policy change");
-    let policy_changes = policy::measure(&world, if quick { 5 } else { 20 })?;
+    let (p50, p95) = p50_and_p95(policy::measure(&world, if quick { 5 } else { 20 })?);
+    figures.push(Figure::time("policy change to its effect, p50", p50).at_most(50.0));
+    figures.push(Figure::time("policy change to its effect, p95", p95));
     let machine = world.machine()?;
     let idle_pss_mib = world.memory()?;
-    let report = Report {
-        format_version: 1,
-        accelerator: machine.accelerator(),
-        cold_start_ms: cold_start.iter().map(milliseconds).collect(),
-        exec_true_ms: percentiles(latencies)?,
-        policy_change_ms: percentiles(policy_changes)?,
-        idle_pss_mib,
-        workspace: workspace(&world, &task, &machine, &ours)?,
-        proxy: proxy::measure(&world, quick)?,
+    let accelerator = machine.accelerator();
+    let workspace = match wanted.starts {
+        true => Vec::new(),
+        false => workspace(&world, &task, &machine, &ours)?,
     };
-    print(&report);
-    proxy::print(&report.proxy);
+    world.hutch(&["stop", "bench"])?;
+    figures.extend(starts::together(&world, runs)?);
+    figures.extend(peers::measure(&world, &machine, runs.warm)?);
+    figures::print(&figures);
+    for (program, memory) in &idle_pss_mib {
+        println!("{:<52} {memory:>10.1} MiB", format!("of the first sandbox: {program}"));
+    }
+    let chart = target().join("bench/starts.svg");
+    let title = format!("Starts, {accelerator}, on {}", processor());
+    write(&chart, &figures::chart(&title, &figures))?;
+    let proxy = match wanted.starts {
+        true => Vec::new(),
+        false => proxy::measure(&world, quick)?,
+    };
+    let report = Report {
+        format_version: 2,
+        accelerator,
+        machine: processor(),
+        quick,
+        starts: figures,
+        idle_pss_mib,
+        workspace,
+        proxy,
+    };
+    if !wanted.starts {
+        print_table(&report.workspace);
+        proxy::print(&report.proxy);
+    }
     let path = target().join("bench/report.json");
     write(&path, &serde_json::to_string_pretty(&report)?)?;
-    println!("\n{}", path.display());
+    println!("\n{}\n{}", path.display(), chart.display());
     Ok(())
+}
+
+impl Wanted {
+    fn runs(&self) -> Runs {
+        let mut runs = if self.quick {
+            Runs { cold: 2, warm: 5, exec: 20, together: 5, idle: Duration::from_secs(5) }
+        } else {
+            Runs { cold: 5, warm: 30, exec: 200, together: 50, idle: Duration::from_secs(30) }
+        };
+        runs.together = self.together.unwrap_or(runs.together).max(2);
+        runs
+    }
+}
+
+/// The host's processor by its own description, and how many of it there are.
+fn processor() -> String {
+    let description = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let named =
+        description.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let name = named.map_or("an unknown processor", |(_, name)| name.trim());
+    let count = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{count} × {name}")
 }
 
 /// Measures the workspace of the running sandbox, stops that, and measures virtio-fs.
@@ -174,15 +213,6 @@ fn workspace(
 
 fn milliseconds(duration: &Duration) -> f64 {
     duration.as_secs_f64() * 1e3
-}
-
-fn percentiles(mut latencies: Vec<Duration>) -> anyhow::Result<Percentiles> {
-    latencies.sort();
-    let at = |percent: usize| {
-        let index = (latencies.len() * percent / 100).min(latencies.len().saturating_sub(1));
-        latencies.get(index).map(milliseconds).context("nothing was measured")
-    };
-    Ok(Percentiles { runs: latencies.len(), p50: at(50)?, p95: at(95)? })
 }
 
 /// Lines of `workspace-bench`: name, value, unit, separated by tabs.
@@ -220,25 +250,6 @@ fn table(hutch: &Rows, virtiofs: &Rows) -> anyhow::Result<Vec<Row>> {
         .collect()
 }
 
-fn print(report: &Report) {
-    println!("accelerator          {}", report.accelerator);
-    let starts: Vec<String> =
-        report.cold_start_ms.iter().map(|start| format!("{start:.0}")).collect();
-    println!("cold start           {} ms", starts.join(" "));
-    for (what, times) in
-        [("exec true", &report.exec_true_ms), ("policy change", &report.policy_change_ms)]
-    {
-        println!(
-            "{what:<20} p50 {:.1} ms, p95 {:.1} ms, {} runs",
-            times.p50, times.p95, times.runs
-        );
-    }
-    for (program, memory) in &report.idle_pss_mib {
-        println!("idle memory          {memory:>7.1} MiB PSS of {program}");
-    }
-    print_table(&report.workspace);
-}
-
 fn print_table(rows: &[Row]) {
     println!("\n{:<20} {:>12} {:>12} {:>8}", "workspace", "Hutch", "virtio-fs", "ratio");
     for row in rows {
@@ -265,12 +276,5 @@ mod tests {
     #[test]
     fn a_run_without_rows_is_an_error() {
         assert!(parse_rows("failed: no such file\n").is_err());
-    }
-
-    #[test]
-    fn percentiles_of_a_hundred() {
-        let all = (1..=100).map(Duration::from_millis).collect();
-        let found = percentiles(all).unwrap();
-        assert!((found.p50 - 51.0).abs() < 0.1 && (found.p95 - 96.0).abs() < 0.1, "{found:?}");
     }
 }

@@ -37,6 +37,8 @@ Usage: cargo xtask COMMAND
   tidy [--bless]         rules of this repository that no other tool checks
   deny                   cargo-deny, installed when missing (advisories need the network)
   bench [--quick]        the measurements of docs/benchmarks.md
+        [--starts]         of starts, memory and peers alone
+        [--together N]     with N sandboxes alive at the same time instead of 50
         [--proxy]          of the proxies alone
         [--rows GROUP,…]   of the workspace table alone: stat, read, make, git, big, written
         [--stage DIR]      with the programs and images there (as in target/e2e) instead of new ones
@@ -68,7 +70,7 @@ fn dispatch(arguments: Vec<OsString>) -> anyhow::Result<()> {
         Some("prepare-tests") => prepare::prepare().map(drop),
         Some("tidy") => tidy::tidy(options.bless),
         Some("deny") => dependencies::cargo_deny(),
-        Some("bench") => bench::bench(options.wanted),
+        Some("bench") => bench::bench(&options.wanted),
         Some("help" | "--help" | "-h") => {
             print!("{USAGE}");
             Ok(())
@@ -97,6 +99,12 @@ impl Options {
                 Some("--bless") => options.bless = true,
                 Some("--quick") => options.wanted.quick = true,
                 Some("--proxy") => options.wanted.proxy = true,
+                Some("--starts") => options.wanted.starts = true,
+                Some("--together") => {
+                    let count = arguments.next().context("--together needs a number")?;
+                    let count = count.to_str().and_then(|count| count.parse().ok());
+                    options.wanted.together = Some(count.context("--together needs a number")?);
+                }
                 Some("--rows") => {
                     let rows = arguments.next().context("--rows needs groups of rows")?;
                     let rows = rows.to_string_lossy();

@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, bail};
 
@@ -83,4 +83,17 @@ fn line(command: &Command) -> String {
         line.push_str(&argument.to_string_lossy());
     }
     line
+}
+
+/// A process that ends with us.
+#[derive(Debug)]
+pub(crate) struct End(pub(crate) Child);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if let Ok(None) = self.0.try_wait() {
+            let _gone = self.0.kill();
+            let _reaped = self.0.wait();
+        }
+    }
 }

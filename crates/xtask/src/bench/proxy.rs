@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use crate::bench::world::World;
 use crate::bench::{Rows, parse_rows};
-use crate::process::{cargo, command, output, release, run, target};
+use crate::process::{End, cargo, command, output, release, run, target};
 use crate::tidy::write;
 
 const SQUID: &str = "/usr/sbin/squid";
@@ -283,16 +283,4 @@ fn mitmproxy() -> anyhow::Result<PathBuf> {
 /// A port that nobody uses now.
 fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
-}
-
-/// A process that ends with us.
-struct End(Child);
-
-impl Drop for End {
-    fn drop(&mut self) {
-        if let Ok(None) = self.0.try_wait() {
-            let _gone = self.0.kill();
-            let _reaped = self.0.wait();
-        }
-    }
 }

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 
 use crate::bench::world::{Machine, World};
 use crate::bench::{MEMORY_MIB, Rows, Task, parse_rows};
-use crate::process::command;
+use crate::process::{End, command};
 
 /// How long the whole measurement may take.
 const LIMIT: Duration = Duration::from_secs(900);
@@ -128,16 +128,4 @@ fn wait_until(
         thread::sleep(Duration::from_millis(20));
     }
     Ok(())
-}
-
-/// A process that ends with us.
-struct End(Child);
-
-impl Drop for End {
-    fn drop(&mut self) {
-        if let Ok(None) = self.0.try_wait() {
-            let _gone = self.0.kill();
-            let _reaped = self.0.wait();
-        }
-    }
 }

@@ -1,17 +1,29 @@
 //! A home of the benchmark's own, and the sandbox that runs in it.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::bench::{CPUS, MEMORY_MIB, Task, data};
 use crate::prepare::TestUser;
-use crate::process::{command, run};
+use crate::process::{command, output, run};
+
+/// What the kernel counts processor time in (`USER_HZ`, the same everywhere Linux has one for programs).
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// How a sandbox is to start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    Cold,
+    Warm,
+}
 
 /// The directories of one run; they go away with it.
 #[derive(Debug)]
@@ -32,7 +44,29 @@ impl World {
             world.user.give(&directory)?;
         }
         fs::set_permissions(world.path("run"), fs::Permissions::from_mode(0o700))?;
+        world.images()?;
         Ok(world)
+    }
+
+    /// The stage's images, with snapshots of our own beside them.
+    fn images(&self) -> anyhow::Result<()> {
+        let images = self.directory("images")?;
+        let theirs = self.stage.join("images");
+        for entry in fs::read_dir(&theirs).with_context(|| format!("{}", theirs.display()))? {
+            let entry = entry?;
+            if entry.file_name() != "snapshots" {
+                symlink(entry.path(), images.join(entry.file_name()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What all snapshots take on the disk, in MiB.
+    pub(crate) fn snapshots_mib(&self) -> anyhow::Result<f64> {
+        let snapshots = self.path("images/snapshots");
+        let said = output(command("du").args(["--summarize", "--block-size=1K"]).arg(&snapshots))?;
+        let kib: f64 = said.split_whitespace().next().context("du says nothing")?.parse()?;
+        Ok(kib / 1024.0)
     }
 
     pub(crate) fn path(&self, below: &str) -> PathBuf {
@@ -66,15 +100,28 @@ impl World {
         Ok(directory)
     }
 
-    /// Creates a sandbox of the size that everything is measured with.
+    /// The flags for the size that everything is measured with.
+    pub(crate) fn machine_flags() -> [String; 4] {
+        ["--cpus".to_owned(), CPUS.to_string(), "--memory".to_owned(), format!("{MEMORY_MIB}m")]
+    }
+
+    /// Creates a sandbox.
     pub(crate) fn create(&self, name: &str, workspace: &Path) -> anyhow::Result<()> {
-        let (cpus, memory) = (CPUS.to_string(), format!("{MEMORY_MIB}m"));
-        let workspace = workspace.to_string_lossy();
-        self.hutch(&[
-            "create", "-q", "--name", name, "--cpus", &cpus, "--memory", &memory, "shell",
-            &workspace,
-        ])?;
+        let (machine, workspace) = (Self::machine_flags(), workspace.to_string_lossy());
+        let mut line = vec!["create", "-q", "--name", name];
+        line.extend(machine.iter().map(String::as_str));
+        line.extend(["shell", &workspace]);
+        self.hutch(&line)?;
         Ok(())
+    }
+
+    /// Makes the snapshot of such sandboxes; gives how long it took.
+    pub(crate) fn warm(&self) -> anyhow::Result<Duration> {
+        let machine = Self::machine_flags();
+        let mut line = vec!["warm", "-q"];
+        line.extend(machine.iter().map(String::as_str));
+        line.push("shell");
+        Ok(self.hutch(&line)?.0)
     }
 
     /// Runs `hutch`; gives how long it took and what it printed.
@@ -90,6 +137,40 @@ impl World {
         Ok((took, String::from_utf8_lossy(&output.stdout).into_owned()))
     }
 
+    /// Runs `hutch` on a terminal until the first byte comes of what it runs; then types `exit`.
+    pub(crate) fn first_byte(&self, start: Start, arguments: &[&str]) -> anyhow::Result<Duration> {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        grantpt(&master)?;
+        unlockpt(&master)?;
+        let name = PathBuf::from(ptsname(&master, Vec::new())?.into_string()?);
+        self.user.give(&name)?;
+        let slave = File::options().read(true).write(true).open(&name)?;
+        let mut master = File::from(master);
+        let mut hutch = self.command(&self.stage.join("programs/hutch"));
+        hutch.args(arguments).env("TERM", "xterm").env("HUTCH_START", start.word());
+        // What `hutch` itself says is no first byte of a program.
+        hutch.stdin(slave.try_clone()?).stdout(slave).stderr(Stdio::null());
+        let started = Instant::now();
+        let mut running = hutch.spawn().context("cannot run hutch")?;
+        // Our copies of the terminal's other end.
+        drop(hutch);
+        let mut bytes = [0; 4096];
+        let first = master.read(&mut bytes[..1]);
+        let took = started.elapsed();
+        let said = || format!("hutch {}", arguments.join(" "));
+        if !first.is_ok_and(|count| count == 1) {
+            bail!("{} ended without a byte: {}", said(), running.wait()?);
+        }
+        master.write_all(b"exit\n")?;
+        // The end of a terminal is an error of its other side.
+        while master.read(&mut bytes).is_ok_and(|count| count > 0) {}
+        let status = running.wait()?;
+        if !status.success() {
+            bail!("{} failed: {status}", said());
+        }
+        Ok(took)
+    }
+
     /// A program as the user of this world, with nothing in its environment.
     pub(crate) fn command(&self, program: &Path) -> Command {
         let mut command = command(program);
@@ -99,7 +180,8 @@ impl World {
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("HOME", self.path("home"))
             .env("HUTCH_HOME", self.path("home").join("state"))
-            .env("HUTCH_IMAGES", self.stage.join("images"))
+            .env("HUTCH_IMAGES", self.path("images"))
+            .env("HUTCH_START", Start::Cold.word())
             .env("XDG_RUNTIME_DIR", self.path("run"));
         self.user.apply(&mut command);
         command
@@ -119,26 +201,55 @@ impl World {
     pub(crate) fn memory(&self) -> anyhow::Result<BTreeMap<String, f64>> {
         let mut memory = BTreeMap::new();
         for process in self.family()? {
-            let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", process.pid))?;
-            let pss = rollup.lines().find_map(|line| {
-                line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse::<f64>().ok()
-            });
-            *memory.entry(process.program).or_insert(0.0) += pss.unwrap_or_default() / 1024.0;
+            let pss = process.pss_mib()?;
+            *memory.entry(process.program).or_insert(0.0) += pss;
         }
         Ok(memory)
     }
 
-    /// The keeper of our sandbox, then everything that it started.
+    /// Proportional memory of everything that runs for all sandboxes of this world, in MiB.
+    pub(crate) fn memory_of_all(&self) -> anyhow::Result<f64> {
+        self.family()?.iter().map(Process::pss_mib).sum()
+    }
+
+    /// Processor time that everything of this world has used, in seconds.
+    pub(crate) fn processor_time(&self) -> anyhow::Result<f64> {
+        Ok(self.family()?.iter().map(|process| process.ticks).sum::<f64>() / TICKS_PER_SECOND)
+    }
+
+    /// The keepers of our sandboxes, and everything that they started.
     fn family(&self) -> anyhow::Result<Vec<Process>> {
         let all = processes()?;
         let root = self.root.to_string_lossy();
-        let keeper = all.iter().find(|process| {
-            process.program == "hutch-keeper"
-                && process.arguments.iter().any(|word| word.starts_with(&*root))
-        });
-        let Some(keeper) = keeper.cloned() else { return Ok(Vec::new()) };
-        let children = all.into_iter().filter(|process| process.parent == keeper.pid);
-        Ok([keeper.clone()].into_iter().chain(children).collect())
+        let mut family: Vec<Process> = all
+            .iter()
+            .filter(|process| {
+                process.program == "hutch-keeper"
+                    && process.arguments.iter().any(|word| word.starts_with(&*root))
+            })
+            .cloned()
+            .collect();
+        let mut at = 0;
+        while let Some(member) = family.get(at).map(|member| member.pid) {
+            let known = |process: &Process| family.iter().any(|one| one.pid == process.pid);
+            let children: Vec<Process> = all
+                .iter()
+                .filter(|process| process.parent == member && !known(process))
+                .cloned()
+                .collect();
+            family.extend(children);
+            at += 1;
+        }
+        Ok(family)
+    }
+}
+
+impl Start {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Cold => "cold",
+            Self::Warm => "warm",
+        }
     }
 }
 
@@ -193,6 +304,19 @@ struct Process {
     parent: u32,
     program: String,
     arguments: Vec<String>,
+    /// Processor time that it has used.
+    ticks: f64,
+}
+
+impl Process {
+    fn pss_mib(&self) -> anyhow::Result<f64> {
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid))?;
+        let kib = rollup.lines().find_map(|line| {
+            line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse::<f64>().ok()
+        });
+        // A process that has just ended has none.
+        Ok(kib.unwrap_or_default() / 1024.0)
+    }
 }
 
 fn processes() -> anyhow::Result<Vec<Process>> {
@@ -208,14 +332,16 @@ fn processes() -> anyhow::Result<Vec<Process>> {
             .collect();
         let program =
             arguments.first().map(|path| path.rsplit('/').next().unwrap_or(path).to_owned());
-        let Some(parent) = parent(&entry.path()) else { continue };
-        found.push(Process { pid, parent, program: program.unwrap_or_default(), arguments });
+        let Some((parent, ticks)) = stat(&entry.path()) else { continue };
+        found.push(Process { pid, parent, program: program.unwrap_or_default(), arguments, ticks });
     }
     Ok(found)
 }
 
-/// The second number after the name in parentheses (proc_pid_stat(5)).
-fn parent(process: &Path) -> Option<u32> {
+/// The parent, and user and system time (proc_pid_stat(5): fields 4, 14 and 15; the name in parentheses is the second).
+fn stat(process: &Path) -> Option<(u32, f64)> {
     let stat = fs::read_to_string(process.join("stat")).ok()?;
-    stat[stat.rfind(')')? + 1..].split_whitespace().nth(1)?.parse().ok()
+    let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at)?.parse::<f64>().ok();
+    Some((fields.get(1)?.parse().ok()?, ticks(11)? + ticks(12)?))
 }
