@@ -142,6 +142,14 @@ impl Locked<'_> {
         Ok(())
     }
 
+    /// Removes a complete directory: a crash in the middle leaves what the next maker clears away, never a half.
+    pub(crate) fn remove(&self, path: &Path) -> Result<(), CacheError> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let gone = self.cache.root.join(format!("{TEMPORARY}gone-{name}"));
+        fs::rename(path, &gone).map_err(CacheError::io("remove", path))?;
+        remove(&gone).map_err(CacheError::io("remove", &gone))
+    }
+
     /// A new empty directory to make `key` in; it goes away unless it is published.
     pub(crate) fn begin(&self, key: &str) -> Result<Draft, CacheError> {
         let path = self.cache.root.join(format!("{TEMPORARY}{key}"));

@@ -37,6 +37,11 @@ pub(crate) fn of_file(path: &Path) -> io::Result<String> {
     Ok(hex::encode(hash.finalize()))
 }
 
+/// SHA-256 of these bytes, in hexadecimal.
+pub(crate) fn of_bytes(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}
+
 struct Writer<'a>(&'a mut Sha256);
 
 impl io::Write for Writer<'_> {
@@ -74,5 +79,6 @@ mod tests {
             of_file(&path).unwrap(),
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         );
+        assert_eq!(of_bytes(b"abc"), of_file(&path).unwrap());
     }
 }

@@ -8,6 +8,7 @@
 //! A new init only makes the second one again. Both are made by [`crate::cache`]'s rules.
 
 mod cpio;
+mod kept;
 mod kernel;
 mod modules;
 mod vmlinux;
@@ -24,7 +25,8 @@ use crate::apt::AptError;
 use crate::cache::{Cache, CacheError, write_file};
 use crate::digest::{self, Key};
 use crate::guest::cpio::{Archive, Entry};
-use crate::guest::kernel::{KernelFiles, Signatures};
+pub use crate::guest::kept::{Kept, KeptKind, kept, remove_unneeded};
+use crate::guest::kernel::{KernelFiles, KernelSource, Signatures};
 pub use crate::guest::modules::ModulesError;
 pub use crate::guest::vmlinux::VmlinuxError;
 use crate::tool::ToolError;
@@ -153,19 +155,21 @@ pub fn guest_image(
     options: &GuestImageOptions,
     progress: &dyn Progress,
 ) -> Result<GuestImage, GuestImageError> {
-    let init = read_init(&options.init)?;
+    let unreadable = |source| GuestImageError::Input {
+        what: "the init binary",
+        path: options.init.clone(),
+        source,
+    };
     let kernels = Cache::new(options.images.join("kernel"));
     let source = kernel::resolve(options, &kernels, progress)?;
-    let key = Key::default()
-        .part("recipe", RECIPE_VERSION)
-        .part("architecture", std::env::consts::ARCH)
-        .part("kernel", source.key())
-        .part("init", &init)
-        .finish();
     let guests = Cache::new(options.images.join("guest"));
-    if let Some(image) = find(&guests, &key) {
+    let init = digest::known::of_file(&options.images, &options.init, || {}).map_err(unreadable)?;
+    if let Some(image) = find(&guests, &key(&source, &init)) {
         return Ok(image);
     }
+    let init = read_init(&options.init)?;
+    // Of the very bytes that the image is made of, whatever happens to the file.
+    let key = key(&source, &digest::of_bytes(&init));
     let locked = guests.lock(progress)?;
     locked.clean()?;
     if let Some(image) = find(&guests, &key) {
@@ -198,6 +202,15 @@ pub fn guest_image(
         let source = io::Error::other("it is not there after it was made");
         CacheError::Io { operation: "find", path, source }.into()
     })
+}
+
+fn key(source: &KernelSource, init_sha256: &str) -> String {
+    Key::default()
+        .part("recipe", RECIPE_VERSION)
+        .part("architecture", std::env::consts::ARCH)
+        .part("kernel", source.key())
+        .part("init", init_sha256)
+        .finish()
 }
 
 fn find(guests: &Cache, key: &str) -> Option<GuestImage> {

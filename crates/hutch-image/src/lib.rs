@@ -13,8 +13,8 @@ mod tool;
 pub use apt::AptError;
 pub use cache::CacheError;
 pub use guest::{
-    GuestImage, GuestImageError, GuestImageOptions, GuestImageSource, ModulesError, Refresh,
-    VmlinuxError, guest_image,
+    GuestImage, GuestImageError, GuestImageOptions, GuestImageSource, Kept, KeptKind, ModulesError,
+    Refresh, VmlinuxError, guest_image, kept, remove_unneeded,
 };
 pub use template::{
     BuildError, DiskError, NamespaceError, PullTemplate, Template, TemplateError, TemplateOptions,

@@ -157,7 +157,7 @@ pub async fn keep(
             .map_err(|error| ServerError::Path { path: error.path })?,
     };
     // What stays if nobody gets to write how it ended.
-    store.write_last_end(
+    store.expect_end(
         &name,
         &LastEnd {
             format_version: hutch_store::record::FORMAT_VERSION,

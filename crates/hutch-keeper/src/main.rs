@@ -17,6 +17,7 @@ use hutch_policy::settings::{NetworkSettings, Service};
 use hutch_proxy::BrokerSpec;
 use hutch_store::{Layout, Programs, SandboxName, Store};
 use hutch_vmm::Accelerator;
+use hutch_vmm::qemu::{DiscoverError, Qemu, Version};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -48,9 +49,8 @@ struct Arguments {
     /// What runs the guest
     #[arg(long)]
     accelerator: AcceleratorArgument,
-    /// The VMM, where it is not to be looked for
-    #[arg(long)]
-    qemu: Option<PathBuf>,
+    #[command(flatten)]
+    qemu: QemuArguments,
     /// Seconds without activity until the sandbox stops by itself; 0 = never
     #[arg(long)]
     idle_timeout: u64,
@@ -72,6 +72,26 @@ struct Arguments {
     /// Log details
     #[arg(long)]
     debug: bool,
+}
+
+/// Which VMM.
+#[derive(Debug, clap::Args)]
+struct QemuArguments {
+    /// The VMM, where it is not to be looked for
+    #[arg(long)]
+    qemu: Option<PathBuf>,
+    /// Its version, where it is not to be asked
+    #[arg(long, requires = "qemu")]
+    qemu_version: Option<Version>,
+}
+
+impl QemuArguments {
+    fn discover(self) -> Result<Qemu, DiscoverError> {
+        match (self.qemu, self.qemu_version) {
+            (Some(program), Some(version)) => Qemu::known(program, version),
+            (program, _) => Qemu::discover(program.as_deref()),
+        }
+    }
 }
 
 /// Whose sandbox it is; for its network.
@@ -173,7 +193,7 @@ fn run(
         services: network.iter().flat_map(|settings| &settings.services).map(named).collect(),
     };
     let parts = Parts {
-        vmm: Arc::new(hutch_vmm::qemu::Qemu::discover(arguments.qemu.as_deref())?),
+        vmm: Arc::new(arguments.qemu.discover()?),
         workspace: Arc::new(HutchWorkspace { programs: programs.clone() }),
         network: Arc::new(HutchProxy { programs, broker }),
         give_up: hutch_keeper::give_up_when_running,

@@ -1,13 +1,13 @@
 //! The role `hutch-keeper snapshot`: makes the saved VM that sandboxes of one shape start from.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
 use hutch_keeper::snapshot::{self, Making, Shape, SnapshotError};
 use hutch_store::{MakeError, Snapshots};
 
-use crate::AcceleratorArgument;
+use crate::{AcceleratorArgument, QemuArguments};
 
 /// Make the saved machine that sandboxes start from; started by `hutch`, not by people
 #[derive(Debug, Parser)]
@@ -31,9 +31,8 @@ pub(crate) struct Arguments {
     /// What runs the guest
     #[arg(long)]
     accelerator: AcceleratorArgument,
-    /// The VMM, where it is not to be looked for
-    #[arg(long)]
-    qemu: Option<PathBuf>,
+    #[command(flatten)]
+    qemu: QemuArguments,
     /// Virtual CPUs
     #[arg(long)]
     cpus: u32,
@@ -85,7 +84,7 @@ pub(crate) fn run(
     arguments: Arguments,
 ) -> Result<Outcome, Box<dyn std::error::Error + Send + Sync>> {
     hutch_keeper::give_up_at_start()?;
-    let qemu = hutch_vmm::qemu::Qemu::discover(arguments.qemu.as_deref())?;
+    let qemu = arguments.qemu.discover()?;
     let snapshots = Snapshots::new(&arguments.images);
     let shape = Shape {
         accelerator: arguments.accelerator.into(),
@@ -96,13 +95,12 @@ pub(crate) fn run(
         initramfs: arguments.initramfs,
         template_image: arguments.template_image,
     };
-    let scratch = Scratch(arguments.runtime.join(format!("snapshot-{}", std::process::id())));
     let making = Making {
         vmm: &qemu,
         snapshots: &snapshots,
         shape: &shape,
         files: arguments.files,
-        scratch: &scratch.0,
+        runtime: &arguments.runtime,
         boot_timeout: Duration::from_secs(arguments.boot_timeout),
     };
     if arguments.background {
@@ -118,11 +116,10 @@ pub(crate) fn run(
         Err(SnapshotError::Store(MakeError::Exists)) => Outcome::Exists,
         Err(SnapshotError::Store(MakeError::Busy)) => Outcome::Busy,
         Err(error) => {
-            let error = with_last_words(error, &scratch.0);
             if let Ok(key) = shape.key(&qemu) {
-                snapshots.note_failure(&key, &crate::sentence(error.as_ref()));
+                snapshots.note_failure(&key, &crate::sentence(&error));
             }
-            return Err(error);
+            return Err(error.into());
         }
     };
     if let Some(limit) = arguments.limit {
@@ -131,38 +128,4 @@ pub(crate) fn run(
         }
     }
     Ok(outcome)
-}
-
-/// Adds the end of the guest's console to an error: the directory with it goes.
-fn with_last_words(
-    error: SnapshotError,
-    scratch: &Path,
-) -> Box<dyn std::error::Error + Send + Sync> {
-    let console = std::fs::read(scratch.join("serial.log")).unwrap_or_default();
-    let console = String::from_utf8_lossy(&console);
-    let last = console
-        .lines()
-        .rev()
-        .find(|line| !line.trim().is_empty())
-        .map(|line| line.chars().filter(|c| !c.is_control()).take(200).collect::<String>());
-    match last {
-        Some(last) => {
-            format!("{}; the console's last line: {last}", crate::sentence(&error)).into()
-        }
-        None => error.into(),
-    }
-}
-
-/// A directory that is removed with its content.
-#[derive(Debug)]
-struct Scratch(PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(%error, path = %self.0.display(), "a directory was left behind");
-        }
-    }
 }

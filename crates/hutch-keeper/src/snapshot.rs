@@ -11,11 +11,11 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hutch_store::{FileError, MakeError, SnapshotKey, Snapshots};
+use hutch_store::{FileError, HostPath, MakeError, SnapshotKey, Snapshots};
 use hutch_vmm::{Accelerator, DiskSpec, Memory, SaveError, Snapshot, StartError, Vm, VmSpec, Vmm};
 use hutch_wire::guest::{
     Bytes, CHANNEL_PORT, ControlReply, ControlRequest, DATA_DISK, Open, TEMPLATE_DISK,
@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use crate::attach::realtime_ns;
 use crate::guest;
 use crate::log::guest_text;
-use crate::machine::PORTS;
+use crate::machine::{PORTS, Scratch};
 
 /// Changes whenever a snapshot of an older Hutch must not be resumed although nothing else in the key tells.
 const FORMAT: &str = "hutch snapshot 1";
@@ -34,6 +34,8 @@ const FORMAT: &str = "hutch snapshot 1";
 const SETTLE: Duration = Duration::from_millis(500);
 /// How long a resumed guest may take to answer. An emulated one takes 0.1 s on a machine with nothing else to do.
 pub(crate) const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+/// So many digits of a key tell it from the others in a name.
+const SHORT: usize = 12;
 /// No reply of init is longer.
 const REPLY_MAX: u32 = 8 * 1024;
 
@@ -67,8 +69,8 @@ pub struct Making<'a> {
     pub shape: &'a Shape,
     /// Files of the template that should be in the guest's memory.
     pub files: Vec<PathBuf>,
-    /// An empty directory of ours for logs and what the VMM must name; the caller removes it.
-    pub scratch: &'a Path,
+    /// Where a directory is made, for as long as it takes, for logs and what the VMM must name.
+    pub runtime: &'a Path,
     /// How long the guest may take to boot.
     pub boot_timeout: Duration,
 }
@@ -99,6 +101,14 @@ pub enum SnapshotError {
     /// Saving failed.
     #[error("the virtual machine cannot be saved")]
     Save(#[from] SaveError),
+    /// Any of these, with what the guest said last.
+    #[error("{what}; the console's last line: {line}")]
+    Said {
+        /// What went wrong.
+        what: String,
+        /// The line.
+        line: String,
+    },
     /// What was saved does not work.
     #[error("the saved virtual machine does not resume: {0}")]
     Resume(String),
@@ -113,7 +123,7 @@ impl Shape {
             hutch_wire::VERSION_MAX.to_string().into_bytes(),
             self.disk_bytes.to_string().into_bytes(),
         ];
-        for image in [&self.kernel, &self.initramfs, &self.template_image] {
+        for image in self.images() {
             facts.push(identity(image)?.into_bytes());
         }
         let nothing = || File::open("/dev/null").map_err(image_error(Path::new("/dev/null")));
@@ -125,6 +135,21 @@ impl Shape {
         let start_error = |error: StartError| SnapshotError::Start(crate::driver::chain(&error));
         facts.extend(vmm.fingerprint(&spec).map_err(start_error)?);
         Ok(SnapshotKey::of(facts.iter().map(Vec::as_slice)))
+    }
+
+    /// The files that every VM of this shape stands on.
+    fn images(&self) -> impl Iterator<Item = &Path> {
+        [&self.kernel, &self.initramfs, &self.template_image].into_iter().map(PathBuf::as_path)
+    }
+
+    /// The same as paths that can be written down.
+    fn stands_on(&self) -> Result<Vec<HostPath>, SnapshotError> {
+        let written = |path: &Path| {
+            std::path::absolute(path)
+                .and_then(|path| HostPath::new(path).map_err(io::Error::other))
+                .map_err(image_error(path))
+        };
+        self.images().map(written).collect()
     }
 
     fn spec(&self, disks: [DiskSpec; 2], scratch: &Path) -> VmSpec {
@@ -166,52 +191,77 @@ fn image_error(path: &Path) -> impl Fn(io::Error) -> SnapshotError {
 /// Makes the snapshot of a shape. [`MakeError::Exists`] and [`MakeError::Busy`] are errors of [`SnapshotError::Store`].
 /// On any error nothing is left behind.
 pub async fn make(making: &Making<'_>) -> Result<SnapshotKey, SnapshotError> {
-    let Making { vmm, snapshots, shape, .. } = making;
-    let key = shape.key(*vmm)?;
-    let files = snapshots.make(&key)?;
-    let scratch = making.scratch.join("vm");
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&scratch)
-        .map_err(image_error(&scratch))?;
-
-    let started = tokio::time::Instant::now();
-    let mut spec = making.spec()?;
-    spec.memory = Memory::File(files.memory()?.into());
-    let mut vm = making.start(spec).await?;
-    let paths = making.files.iter().map(|file| Bytes::from(file.as_os_str().as_encoded_bytes()));
-    timeout(making.boot_timeout, prepare(vm.as_mut(), paths.collect()))
-        .await
-        .unwrap_or_else(|_| Err("it was not ready in time".to_owned()))
-        .map_err(SnapshotError::Guest)?;
-    tokio::time::sleep(SETTLE).await;
-    vm.save(files.state()?.into()).await?;
-    vm.kill();
-    vm.wait().await;
-    drop(vm);
-    tracing::info!(ms = started.elapsed().as_millis(), "saved");
-
-    let tried = files.files()?;
-    let snapshot = Snapshot { memory: tried.memory.into(), state: tried.state.into() };
-    let mut vm = vmm
-        .resume(making.spec()?, snapshot)
-        .await
-        .map_err(|error| SnapshotError::Resume(crate::driver::chain(&error)))?;
-    timeout(ANSWERS_WITHIN, answers(vm.as_mut()))
-        .await
-        .unwrap_or_else(|_| Err("it does not answer".to_owned()))
-        .map_err(SnapshotError::Resume)?;
-    vm.kill();
-    vm.wait().await;
-    files.publish()?;
+    let key = making.shape.key(making.vmm)?;
+    let files = making.snapshots.make(&key)?;
+    // Named by the key, whose lock we hold: what a maker that was killed left there is ours to clear.
+    let name = format!("snapshot-{}", key.as_str().get(..SHORT).unwrap_or_default());
+    let place = making.runtime.join(name);
+    let scratch = Scratch::make(place.clone()).map_err(SnapshotError::Start)?;
+    let work = Work { making, scratch: &place };
+    let made = work.make(&files).await.map_err(|error| match console(&place) {
+        Some(line) => SnapshotError::Said { what: crate::driver::chain(&error), line },
+        None => error,
+    });
+    // Before the lock, which goes with the files.
+    drop(scratch);
+    made?;
+    files.publish(making.shape.stands_on()?)?;
     tracing::info!(key = key.as_str(), "published");
     Ok(key)
 }
 
-impl Making<'_> {
+/// The last line of the guest's console: the directory with it goes.
+fn console(scratch: &Path) -> Option<String> {
+    let console = std::fs::read(scratch.join("serial.log")).unwrap_or_default();
+    let console = String::from_utf8_lossy(&console);
+    let last = console.lines().rev().find(|line| !line.trim().is_empty())?;
+    Some(last.chars().filter(|c| !c.is_control()).take(200).collect())
+}
+
+/// A snapshot on its way.
+struct Work<'a> {
+    making: &'a Making<'a>,
+    scratch: &'a Path,
+}
+
+impl Work<'_> {
+    async fn make(&self, files: &hutch_store::Making) -> Result<(), SnapshotError> {
+        let making = self.making;
+        let started = tokio::time::Instant::now();
+        let mut spec = self.spec()?;
+        spec.memory = Memory::File(files.memory()?.into());
+        let mut vm = self.start(spec).await?;
+        let paths =
+            making.files.iter().map(|file| Bytes::from(file.as_os_str().as_encoded_bytes()));
+        timeout(making.boot_timeout, prepare(vm.as_mut(), paths.collect()))
+            .await
+            .unwrap_or_else(|_| Err("it was not ready in time".to_owned()))
+            .map_err(SnapshotError::Guest)?;
+        tokio::time::sleep(SETTLE).await;
+        vm.save(files.state()?.into()).await?;
+        vm.kill();
+        vm.wait().await;
+        drop(vm);
+        tracing::info!(ms = started.elapsed().as_millis(), "saved");
+
+        let tried = files.files()?;
+        let snapshot = Snapshot { memory: tried.memory.into(), state: tried.state.into() };
+        let mut vm = making
+            .vmm
+            .resume(self.spec()?, snapshot)
+            .await
+            .map_err(|error| SnapshotError::Resume(crate::driver::chain(&error)))?;
+        timeout(ANSWERS_WITHIN, answers(vm.as_mut()))
+            .await
+            .unwrap_or_else(|_| Err("it does not answer".to_owned()))
+            .map_err(SnapshotError::Resume)?;
+        vm.kill();
+        vm.wait().await;
+        Ok(())
+    }
+
     fn spec(&self) -> Result<VmSpec, SnapshotError> {
-        let shape = self.shape;
+        let shape = self.making.shape;
         let image = &shape.template_image;
         let template = File::open(image).map_err(image_error(image))?;
         Ok(shape.spec(
@@ -237,12 +287,13 @@ impl Making<'_> {
         let file =
             File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
         std::fs::remove_file(&path)?;
-        file.set_len(self.shape.disk_bytes)?;
+        file.set_len(self.making.shape.disk_bytes)?;
         Ok(file.into())
     }
 
     async fn start(&self, spec: VmSpec) -> Result<Box<dyn Vm>, SnapshotError> {
-        self.vmm
+        self.making
+            .vmm
             .start(spec)
             .await
             .map_err(|error| SnapshotError::Start(crate::driver::chain(&error)))

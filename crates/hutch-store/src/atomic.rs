@@ -53,6 +53,12 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), FileError> {
     put(path, content, |temporary| fs::rename(temporary, path))
 }
 
+/// The same for what means nothing after the machine has stopped: every reader sees the old content or the new, and nobody
+/// waits for the disk. A loss of power may leave an empty file.
+pub fn write_for_now(path: &Path, content: &[u8]) -> Result<(), FileError> {
+    put_with(path, content, Durable::No, |temporary| fs::rename(temporary, path))
+}
+
 /// Makes the file `path`, readable for us alone; one that exists meanwhile stays as it is.
 pub(crate) fn write_new_file(path: &Path, content: &[u8]) -> Result<(), FileError> {
     put(path, content, |temporary| {
@@ -69,23 +75,39 @@ fn put(
     content: &[u8],
     place: impl FnOnce(&Path) -> io::Result<()>,
 ) -> Result<(), FileError> {
+    put_with(path, content, Durable::Yes, place)
+}
+
+/// Whether a file is to survive a loss of power.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Durable {
+    Yes,
+    No,
+}
+
+fn put_with(
+    path: &Path,
+    content: &[u8],
+    durable: Durable,
+    place: impl FnOnce(&Path) -> io::Result<()>,
+) -> Result<(), FileError> {
     let directory = path.parent().unwrap_or_else(|| Path::new("."));
     let random = random_hex::<6>()
         .map_err(|error| FileError::new("write", path, io::Error::other(error)))?;
     let temporary = directory.join(format!("{TEMPORARY}{random}"));
-    let written = write_new(&temporary, content).and_then(|()| place(&temporary));
+    let written = write_new(&temporary, content, durable).and_then(|()| place(&temporary));
     if let Err(error) = written {
         // The name is ours alone, so nothing else can be lost; it may never have been made.
         drop(fs::remove_file(&temporary));
         return Err(FileError::new("write", path, error));
     }
-    sync_directory(directory)
+    if durable == Durable::Yes { sync_directory(directory) } else { Ok(()) }
 }
 
-fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+fn write_new(path: &Path, content: &[u8], durable: Durable) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(content)?;
-    file.sync_all()
+    if durable == Durable::Yes { file.sync_all() } else { Ok(()) }
 }
 
 /// Makes renames and removals in a directory last.
@@ -127,6 +149,8 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let path = base.path().join("file");
         write(&path, b"one").unwrap();
+        write_for_now(&path, b"now").unwrap();
+        assert_eq!(read(&path, 3).unwrap(), b"now");
         write(&path, b"two").unwrap();
         assert_eq!(read(&path, 3).unwrap(), b"two");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);

@@ -142,6 +142,16 @@ impl Layout {
         self.state.join("sandboxes")
     }
 
+    /// The verdict on this machine's accelerator.
+    pub fn accelerator(&self) -> PathBuf {
+        self.state.join("accelerator.json")
+    }
+
+    /// The version of this machine's VMM.
+    pub fn qemu(&self) -> PathBuf {
+        self.state.join("qemu.json")
+    }
+
     /// The files of one sandbox.
     pub fn sandbox(&self, name: &SandboxName) -> SandboxPaths {
         SandboxPaths { directory: self.sandboxes().join(name.as_str()) }

@@ -11,6 +11,7 @@
 //!   lock       who may do something now, and who runs
 //!   disk       the sandbox's data disk
 //!   snapshots  saved VMs that sandboxes start from
+//!   usage      how much of the disk something takes
 //!   atomic     how a file is written
 //! ```
 //!
@@ -26,6 +27,7 @@ pub mod programs;
 pub mod record;
 pub mod snapshots;
 pub mod store;
+pub mod usage;
 
 pub use self::atomic::FileError;
 pub use self::disk::DiskError;
@@ -38,6 +40,6 @@ pub use self::record::{
     Workspace,
 };
 pub use self::snapshots::{
-    FindError, MakeError, Making, SnapshotFiles, SnapshotKey, SnapshotUse, Snapshots,
+    FindError, MakeError, Making, SnapshotFiles, SnapshotKey, SnapshotUse, Snapshots, Unneeded,
 };
 pub use self::store::{CreateError, Listed, LoadError, RemoveError, Store, StoreError};

@@ -2,9 +2,13 @@
 //!
 //! Locks are flock(2) locks: they belong to an open file, so they end with their holder, however it ends, and they are
 //! not inherited by the programs that the holder starts (every descriptor of ours is close-on-exec).
+//!
+//! The other way round for files that a VM stands on: [`mark_used`] locks the very descriptor that the VMM inherits, so
+//! that the file counts as used until the VMM has ended ([`is_used`]).
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -98,6 +102,25 @@ impl Lock {
             }
             std::thread::sleep(RETRY);
         }
+    }
+}
+
+/// Has a file count as used while this open file lives: in this process, or in one that inherited the descriptor.
+///
+/// Waits while somebody removes the file, who is done in an instant; what was opened can be used all the same.
+pub fn mark_used(file: &impl AsFd) -> io::Result<()> {
+    Ok(rustix::io::retry_on_intr(|| flock(file, FlockOperation::LockShared))?)
+}
+
+/// Says whether somebody uses the file. What cannot be examined is used; what is not there is not.
+pub fn is_used(path: &Path) -> bool {
+    match OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)
+    {
+        Ok(file) => flock(&file, FlockOperation::NonBlockingLockExclusive).is_err(),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
     }
 }
 

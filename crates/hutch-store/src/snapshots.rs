@@ -10,6 +10,8 @@
 //! complete or not at all; its files never change. A memory file that was written to after it was published has another
 //! time of its last change (`ctime`, which nobody can set), and is not used any more.
 
+mod cleanup;
+
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -21,16 +23,19 @@ use sha2::{Digest as _, Sha256};
 
 use crate::atomic::{self, FileError, sync_directory};
 use crate::layout::{LayoutError, make_private};
-use crate::lock::{Lock, LockError};
+use crate::lock::{Lock, LockError, is_used};
 use crate::name::random_hex;
+use crate::record::HostPath;
+use crate::usage::bytes_on_disk;
 
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
 const MEMORY: &str = "memory";
 const STATE: &str = "state";
 const RECORD: &str = "snapshot.json";
 /// The state of devices has about half a MiB.
 const STATE_MAX: u64 = 64 << 20;
 const RECORD_MAX: u64 = 64 << 10;
+const DAMAGED: &str = "its record is damaged";
 /// How the directory of a snapshot that is being made starts.
 const MAKING: &str = ".making-";
 
@@ -60,6 +65,8 @@ impl SnapshotKey {
     }
 }
 
+pub use self::cleanup::Unneeded;
+
 /// All snapshots of an images directory.
 #[derive(Debug, Clone)]
 pub struct Snapshots {
@@ -84,6 +91,10 @@ pub struct SnapshotUse {
     pub bytes: u64,
     /// When it was last resumed, or made.
     pub last_used: SystemTime,
+    /// A VM runs on it.
+    pub in_use: bool,
+    /// It cannot be resumed any more: something that it stands on is gone, or it is of another version.
+    pub stale: bool,
 }
 
 /// Why there is no snapshot to resume.
@@ -126,6 +137,13 @@ struct Record {
     /// SHA-256 of the state, in hexadecimal digits.
     state: String,
     memory: Stamp,
+    /// Files without which it cannot be resumed.
+    stands_on: Vec<HostPath>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Version {
+    format_version: u32,
 }
 
 /// What tells one state of a file from every later one.
@@ -135,6 +153,19 @@ struct Stamp {
     bytes: u64,
     changed: i64,
     changed_ns: i64,
+}
+
+impl Record {
+    /// An error is a phrase about what is wrong.
+    fn read(path: &Path) -> Result<Self, String> {
+        let content = atomic::read(path, RECORD_MAX).map_err(|error| sentence(&error))?;
+        // Of another version everything else may be different.
+        let version: Version = serde_json::from_slice(&content).map_err(|_| DAMAGED)?;
+        if version.format_version != FORMAT_VERSION {
+            return Err(format!("it has format {}", version.format_version));
+        }
+        serde_json::from_slice(&content).map_err(|_| DAMAGED.to_owned())
+    }
 }
 
 impl Stamp {
@@ -171,12 +202,7 @@ impl Snapshots {
         }
         let unusable = |reason: String| FindError::Unusable { reason };
         let unreadable = |error: FileError| unusable(sentence(&error));
-        let record = atomic::read(&directory.join(RECORD), RECORD_MAX).map_err(unreadable)?;
-        let record: Record = serde_json::from_slice(&record)
-            .map_err(|_| unusable("its record is damaged".to_owned()))?;
-        if record.format_version != FORMAT_VERSION {
-            return Err(unusable(format!("it has format {}", record.format_version)));
-        }
+        let record = Record::read(&directory.join(RECORD)).map_err(unusable)?;
         let state = atomic::read(&directory.join(STATE), STATE_MAX).map_err(unreadable)?;
         if hex::encode(Sha256::digest(&state)) != record.state {
             return Err(unusable("its state is damaged".to_owned()));
@@ -199,8 +225,7 @@ impl Snapshots {
     /// Begins to make a snapshot, unless it is there or somebody else makes it.
     pub fn make(&self, key: &SnapshotKey) -> Result<Making, MakeError> {
         make_private(&self.directory)?;
-        let lock = self.directory.join(format!("{}.lock", key.as_str()));
-        let lock = match Lock::take(&lock, Duration::ZERO) {
+        let lock = match Lock::take(&self.lock(key), Duration::ZERO) {
             Ok(lock) => lock,
             Err(LockError::Held { .. }) => return Err(MakeError::Busy),
             Err(error) => return Err(MakeError::Lock(error)),
@@ -250,6 +275,10 @@ impl Snapshots {
         noted.is_ok_and(|noted| noted.elapsed().is_ok_and(|elapsed| elapsed < age))
     }
 
+    fn lock(&self, key: &SnapshotKey) -> PathBuf {
+        self.directory.join(format!("{}.lock", key.as_str()))
+    }
+
     fn failure(&self, key: &SnapshotKey) -> PathBuf {
         self.directory.join(format!("{}.failed", key.as_str()))
     }
@@ -266,8 +295,18 @@ impl Snapshots {
             .flatten()
             .filter_map(|entry| {
                 let key = SnapshotKey::parse(entry.file_name().to_str()?)?;
-                let last_used = fs::metadata(entry.path().join(RECORD)).ok()?.modified().ok()?;
-                Some(SnapshotUse { bytes: bytes_on_disk(&entry.path()), key, last_used })
+                let path = entry.path();
+                let record = path.join(RECORD);
+                // Made before time was counted: the first to go.
+                let last_used = fs::metadata(&record).and_then(|of| of.modified());
+                let gone = |of: &HostPath| !of.as_path().exists();
+                Some(SnapshotUse {
+                    bytes: bytes_on_disk([&path]),
+                    key,
+                    last_used: last_used.unwrap_or(SystemTime::UNIX_EPOCH),
+                    in_use: is_used(&path.join(MEMORY)),
+                    stale: Record::read(&record).map_or(true, |of| of.stands_on.iter().any(gone)),
+                })
             })
             .collect();
         found.sort_by_key(|of| std::cmp::Reverse(of.last_used));
@@ -331,8 +370,9 @@ impl Making {
         Ok(SnapshotFiles { memory: open(MEMORY)?, state: open(STATE)? })
     }
 
-    /// Makes it one that others find. Nobody may write to the files from here on.
-    pub fn publish(mut self) -> Result<(), FileError> {
+    /// Makes it one that others find. Nobody may write to the files from here on. `stands_on`: files without which it
+    /// cannot be resumed.
+    pub fn publish(mut self, stands_on: Vec<HostPath>) -> Result<(), FileError> {
         let SnapshotFiles { memory, state } = self.files()?;
         for (name, file) in [(MEMORY, &memory), (STATE, &state)] {
             file.sync_all()
@@ -345,6 +385,7 @@ impl Making {
             format_version: FORMAT_VERSION,
             state: hex::encode(Sha256::digest(&content)),
             memory: stamp,
+            stands_on,
         };
         let path = self.directory.join(RECORD);
         let record = serde_json::to_vec_pretty(&record)
@@ -372,12 +413,6 @@ fn sentence(error: &FileError) -> String {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
     }
-}
-
-fn bytes_on_disk(directory: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(directory) else { return 0 };
-    // Blocks of 512 bytes, whatever the file system's are (stat(2)).
-    entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|of| of.blocks() * 512).sum()
 }
 
 #[cfg(test)]

@@ -380,12 +380,17 @@ impl Store {
 
     /// Writes down which keeper runs the sandbox; the caller holds its lock.
     pub fn write_keeper(&self, name: &SandboxName, keeper: &KeeperRecord) -> Result<(), FileError> {
-        atomic::write(&self.paths(name).keeper(), &record::print(keeper))
+        atomic::write_for_now(&self.paths(name).keeper(), &record::print(keeper))
     }
 
     /// How the sandbox ended last; `None` before its first end.
     pub fn last_end(&self, name: &SandboxName) -> Result<Option<LastEnd>, LoadError> {
         self.read_optional(&self.paths(name).status())
+    }
+
+    /// Writes down what is to be known of this run should nobody get to say how it ended; the caller holds its lock.
+    pub fn expect_end(&self, name: &SandboxName, end: &LastEnd) -> Result<(), FileError> {
+        atomic::write_for_now(&self.paths(name).status(), &record::print(end))
     }
 
     /// Writes down how the sandbox ended; the caller holds its lock.

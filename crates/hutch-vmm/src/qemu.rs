@@ -28,10 +28,10 @@ mod stub;
 
 use std::path::{Path, PathBuf};
 
-pub use self::discover::{DiscoverError, Version};
+pub use self::discover::{DiscoverError, Version, VersionError};
 pub use self::qmp::ControlError;
 pub(crate) use self::stub::StubError;
-use crate::{BoxFuture, Snapshot, StartError, Vm, VmSpec, Vmm};
+use crate::{Accelerator, BoxFuture, Snapshot, StartError, Vm, VmSpec, Vmm};
 
 /// A QEMU of this machine.
 #[derive(Debug, Clone)]
@@ -50,6 +50,19 @@ impl Qemu {
     pub fn version(&self) -> Version {
         self.version
     }
+}
+
+/// From here on translated code is found again at whatever address it runs (`CF_PCREL`, target/i386).
+const FINDS_MOVED_CODE: Version = Version { major: 8, minor: 0 };
+
+/// Words for the guest's kernel that depend on this machine.
+fn kernel_words(qemu: &Qemu, accelerator: Accelerator) -> Vec<String> {
+    let mut words = clock::kernel_words(accelerator);
+    if accelerator == Accelerator::Tcg && qemu.version < FINDS_MOVED_CODE {
+        // Each program start would translate the loader and all libraries again, at an address of its own.
+        words.push("norandmaps".to_owned());
+    }
+    words
 }
 
 impl Vmm for Qemu {

@@ -18,6 +18,7 @@ use hutch_policy::settings::NetworkSettings;
 use hutch_store::{LockError, Program, SandboxName, Store};
 use hutch_sys::process::Process;
 use hutch_sys::spawn::Launch;
+use hutch_vmm::qemu::Qemu;
 use hutch_wire::message::{self, MessageError};
 use hutch_wire::{Connection, ConnectionError, Limits, Role};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -404,7 +405,7 @@ pub(crate) struct KeeperPlan<'a> {
     pub(crate) initramfs: &'a Path,
     pub(crate) template: &'a Path,
     pub(crate) accelerator: hutch_vmm::Accelerator,
-    pub(crate) qemu: &'a Path,
+    pub(crate) qemu: &'a Qemu,
     pub(crate) idle_timeout_s: u64,
     pub(crate) boot_timeout_s: Option<u64>,
     pub(crate) network: &'a NetworkSettings,
@@ -431,7 +432,8 @@ impl KeeperPlan<'_> {
         add("--initramfs", &self.initramfs);
         add("--template-image", &self.template);
         add("--accelerator", &accelerator_word(self.accelerator));
-        add("--qemu", &self.qemu);
+        add("--qemu", &self.qemu.program());
+        add("--qemu-version", &self.qemu.version().to_string());
         add("--idle-timeout", &self.idle_timeout_s.to_string());
         add("--config", &layout.config);
         if let Some(path) = self.default_policy {

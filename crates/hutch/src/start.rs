@@ -246,7 +246,7 @@ async fn keeper_arguments(
         initramfs: &guest.initramfs,
         template: &template.image,
         accelerator,
-        qemu: qemu.program(),
+        qemu: &qemu,
         idle_timeout_s: record.idle_timeout_s,
         boot_timeout_s: settings.boot_timeout.map(|time| time.duration().as_secs()),
         network: &network,
@@ -261,7 +261,7 @@ async fn keeper_arguments(
         initramfs: &guest.initramfs,
         template: &template.image,
         accelerator,
-        qemu: qemu.program(),
+        qemu: &qemu,
         machine: Machine {
             cpus: record.cpus,
             memory_mib: record.memory_mib,
@@ -297,7 +297,7 @@ pub(crate) async fn warm(
         initramfs: &guest.initramfs,
         template: &template.image,
         accelerator: choice,
-        qemu: qemu.program(),
+        qemu: &qemu,
         machine,
         limit: settings.snapshot_limit(),
     };
@@ -313,7 +313,7 @@ async fn accelerator(
     wanted: Option<Accel>,
 ) -> Result<Accelerator, Failure> {
     let settings = &context.settings;
-    let cache = settings.layout.state.join("accelerator.json");
+    let cache = settings.layout.accelerator();
     let choice = choose(settings.accelerator(wanted), qemu, &cache).await.map_err(|error| {
         Failure::from_error(Blame::Host, &error)
             .hint("`--accel auto` or `--accel tcg` runs without it, slower")
@@ -339,7 +339,9 @@ fn default_policy(settings: &Settings, printer: Printer, store: &Store) -> Optio
 }
 
 fn qemu(context: &Context) -> Result<Qemu, Failure> {
-    Qemu::discover(context.settings.qemu.as_deref()).map_err(|error: DiscoverError| {
+    let settings = &context.settings;
+    let found = Qemu::discover_once(settings.qemu.as_deref(), &settings.layout.qemu());
+    found.map_err(|error: DiscoverError| {
         let failure = Failure::from_error(Blame::Host, &error);
         match error {
             DiscoverError::Missing { debian_package, .. } => failure.hint(format!(

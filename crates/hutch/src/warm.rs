@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use hutch_store::Layout;
 use hutch_sys::spawn::Launch;
+use hutch_vmm::qemu::Qemu;
 
 use crate::failure::{Blame, Failure};
 use crate::keeper_client;
@@ -78,7 +79,7 @@ pub(crate) struct SnapshotPlan<'a> {
     pub(crate) initramfs: &'a Path,
     pub(crate) template: &'a Path,
     pub(crate) accelerator: hutch_vmm::Accelerator,
-    pub(crate) qemu: &'a Path,
+    pub(crate) qemu: &'a Qemu,
     pub(crate) machine: Machine,
     pub(crate) limit: u64,
 }
@@ -114,7 +115,8 @@ impl SnapshotPlan<'_> {
         add("--initramfs", &self.initramfs);
         add("--template-image", &self.template);
         add("--accelerator", &keeper_client::accelerator_word(self.accelerator));
-        add("--qemu", &self.qemu);
+        add("--qemu", &self.qemu.program());
+        add("--qemu-version", &self.qemu.version().to_string());
         add("--cpus", &self.machine.cpus.to_string());
         add("--memory-mib", &self.machine.memory_mib.to_string());
         add("--disk-bytes", &self.machine.disk_bytes.to_string());

@@ -97,6 +97,14 @@ fn no_content(missing: &'static str) -> GuestImageError {
     GuestImageError::PackageContent { package: META_PACKAGE.to_owned(), missing }
 }
 
+/// The kernel that [`resolve`] would give without fetching anything.
+pub(crate) fn at_hand(options: &GuestImageOptions, kernels: &Cache) -> Option<KernelSource> {
+    match &options.source {
+        GuestImageSource::Files { kernel, modules } => given(kernel, modules.as_deref()).ok(),
+        GuestImageSource::Distribution { .. } => newest(kernels),
+    }
+}
+
 /// The kept package that was fetched last.
 fn newest(kernels: &Cache) -> Option<KernelSource> {
     kernels
@@ -202,6 +210,14 @@ impl KernelSource {
         match self {
             Self::Package { sha256, .. } => sha256,
             Self::Files { key, .. } => key,
+        }
+    }
+
+    /// The directory that keeps it, if it is one of ours.
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        match self {
+            Self::Package { file, .. } => file.parent(),
+            Self::Files { .. } => None,
         }
     }
 

@@ -2,7 +2,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use hutch_image::{
-    GuestImage, GuestImageError, GuestImageOptions, GuestImageSource, Refresh, guest_image,
+    GuestImage, GuestImageError, GuestImageOptions, GuestImageSource, Kept, Refresh, guest_image,
+    kept, remove_unneeded,
 };
 
 use crate::elf;
@@ -113,6 +114,64 @@ fn the_fetched_kernel_is_kept_for_the_next_init() {
     assert_eq!(world.calls("dpkg-deb", "-x"), 2);
     let image = fs::read_dir(first.kernel.parent().unwrap()).unwrap().count();
     assert_eq!(image, 3, "kernel, initramfs, manifest");
+}
+
+#[test]
+fn old_images_go_and_the_current_one_and_those_in_use_stay() {
+    let world = World::new();
+    let source = given(&world);
+    let images: Vec<GuestImage> = ["1", "2", "3"]
+        .map(|version| make(&world, init(&world, version), source.clone()).unwrap())
+        .into();
+    let options = GuestImageOptions {
+        images: world.images(),
+        init: init(&world, "3"),
+        source,
+        environment: world.environment(),
+    };
+    let running = fs::File::open(&images[1].kernel).unwrap();
+    hutch_store::lock::mark_used(&running).unwrap();
+    let unneeded = |of: Vec<Kept>| -> Vec<String> {
+        let unneeded = of.iter().filter(|one| one.is_unneeded());
+        unneeded.map(|one| one.path.file_name().unwrap().to_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(kept(&options).len(), 3);
+    assert_eq!(unneeded(kept(&options)), [images[0].digest.clone()]);
+    let removed = remove_unneeded(&options, &Steps::default()).unwrap();
+    assert_eq!(unneeded(removed), [images[0].digest.clone()]);
+    drop(running);
+    let removed = remove_unneeded(&options, &Steps::default()).unwrap();
+    assert_eq!(unneeded(removed), [images[1].digest.clone()]);
+    assert_eq!(world.kept("guest"), [images[2].digest.clone()]);
+    // What is current is not known without an init.
+    fs::remove_file(&options.init).unwrap();
+    assert!(remove_unneeded(&options, &Steps::default()).unwrap().is_empty());
+}
+
+#[test]
+fn old_kernels_go_and_the_newest_stays() {
+    let world = World::new();
+    let source = archive(&world);
+    make(&world, init(&world, "1"), source.clone()).unwrap();
+    let old = world.images().join("kernel/old");
+    fs::create_dir(&old).unwrap();
+    for file in ["manifest.json", "package.deb"] {
+        let newest = world.images().join("kernel").join(&world.kept("kernel")[0]);
+        fs::copy(newest.join(file), old.join(file)).unwrap();
+    }
+    let manifest = read(&old.join("manifest.json"));
+    let manifest =
+        String::from_utf8(manifest).unwrap().replace("\"fetched\": ", "\"fetched\": 1 , \"was\": ");
+    world.file("images/kernel/old/manifest.json", manifest.as_bytes());
+    let options = GuestImageOptions {
+        images: world.images(),
+        init: init(&world, "1"),
+        source,
+        environment: world.environment(),
+    };
+    let removed = remove_unneeded(&options, &Steps::default()).unwrap();
+    assert_eq!(removed.iter().map(|one| one.path.clone()).collect::<Vec<_>>(), [old]);
+    assert_eq!((world.kept("kernel").len(), world.kept("guest").len()), (1, 1));
 }
 
 #[test]

@@ -10,7 +10,7 @@ fn made(snapshots: &Snapshots, key: &SnapshotKey) {
     let making = snapshots.make(key).unwrap();
     making.memory().unwrap().write_all(b"memory").unwrap();
     making.state().unwrap().write_all(b"state").unwrap();
-    making.publish().unwrap();
+    making.publish(Vec::new()).unwrap();
 }
 
 fn names(base: &Path) -> Vec<String> {
@@ -95,9 +95,9 @@ fn a_newer_format_is_not_used() {
     made(&snapshots, &key("a"));
     let record = base.path().join("snapshots").join(key("a").as_str()).join("snapshot.json");
     let text = fs::read_to_string(&record).unwrap();
-    put(&record, text.replace("\"format_version\": 1", "\"format_version\": 2").as_bytes());
+    put(&record, text.replace("\"format_version\": 2", "\"format_version\": 3").as_bytes());
     let error = snapshots.find(&key("a")).unwrap_err();
-    assert_eq!(error.to_string(), "the snapshot cannot be used: it has format 2");
+    assert_eq!(error.to_string(), "the snapshot cannot be used: it has format 3");
 }
 
 #[test]
@@ -169,4 +169,82 @@ fn a_failure_is_remembered_for_a_while_and_until_it_works() {
     assert!(!snapshots.failed_within(&SnapshotKey::of([b"b".as_slice()]), hour));
     made(&snapshots, &key);
     assert!(!snapshots.failed_within(&key, hour));
+}
+
+fn keys(of: &[SnapshotUse]) -> Vec<&str> {
+    of.iter().map(|of| of.key.as_str()).collect()
+}
+
+#[test]
+fn a_snapshot_goes_when_what_it_stands_on_is_gone_unless_a_vm_runs_on_it() {
+    let base = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::new(base.path());
+    let image = base.path().join("image");
+    put(&image, b"x");
+    let (stands, free) = (key("stands"), key("free"));
+    let making = snapshots.make(&stands).unwrap();
+    drop((making.memory().unwrap(), making.state().unwrap()));
+    making.publish(vec![HostPath::new(&image).unwrap()]).unwrap();
+    made(&snapshots, &free);
+    assert!(snapshots.unneeded(Unneeded::Stale).is_empty());
+    assert_eq!(snapshots.unneeded(Unneeded::All).len(), 2);
+
+    fs::remove_file(&image).unwrap();
+    let running = snapshots.find(&stands).unwrap().memory;
+    crate::lock::mark_used(&running).unwrap();
+    assert!(snapshots.remove_unneeded(Unneeded::Stale).is_empty());
+    assert_eq!(keys(&snapshots.unneeded(Unneeded::All)), [free.as_str()]);
+    drop(running);
+    assert_eq!(keys(&snapshots.remove_unneeded(Unneeded::Stale)), [stands.as_str()]);
+    assert_eq!(keys(&snapshots.remove_unneeded(Unneeded::All)), [free.as_str()]);
+    assert!(snapshots.list().is_empty());
+}
+
+#[test]
+fn one_of_another_version_is_stale_and_still_listed() {
+    let base = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::new(base.path());
+    made(&snapshots, &key("old"));
+    let record = base.path().join("snapshots").join(key("old").as_str()).join(RECORD);
+    put(&record, br#"{"format_version":1}"#);
+    assert_eq!(snapshots.unneeded(Unneeded::Stale).len(), 1);
+    fs::remove_file(&record).unwrap();
+    assert_eq!(keys(&snapshots.remove_unneeded(Unneeded::Stale)), [key("old").as_str()]);
+}
+
+#[test]
+fn leftovers_of_dead_makers_go_and_those_of_the_living_stay() {
+    let base = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::new(base.path());
+    let directory = base.path().join("snapshots");
+    let left = || {
+        let mut left: Vec<_> = snapshots
+            .leftovers()
+            .into_iter()
+            .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+            .collect();
+        left.sort();
+        left
+    };
+    let (dead, living) = (key("dead"), key("living"));
+    let half = format!("{MAKING}{}-x", dead.as_str());
+    drop(snapshots.make(&dead).unwrap());
+    fs::create_dir(directory.join(&half)).unwrap();
+    put(&directory.join(&half).join("memory"), &[1; 5000]);
+    put(&directory.join("notes"), b"not ours");
+    let making = snapshots.make(&living).unwrap();
+    drop((making.memory().unwrap(), making.state().unwrap()));
+    snapshots.note_failure(&living, "no");
+    let lock = format!("{}.lock", dead.as_str());
+    assert_eq!(left(), [half, lock]);
+    assert!(snapshots.remove_leftovers() >= 5000);
+    assert_eq!(left(), Vec::<String>::new());
+    making.publish(Vec::new()).unwrap();
+    let entries = fs::read_dir(&directory).unwrap();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    let expected =
+        [living.as_str().to_owned(), format!("{}.lock", living.as_str()), "notes".into()];
+    assert_eq!(names, expected);
 }

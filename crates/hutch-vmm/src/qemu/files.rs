@@ -1,4 +1,6 @@
 //! The files of a VM, opened by us: QEMU is given descriptors and opens nothing by a path of the user's.
+//!
+//! Files that several VMs stand on are marked as used by the descriptor that QEMU inherits, until it has ended.
 
 use std::fs::File;
 use std::io;
@@ -6,6 +8,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use hutch_store::lock::mark_used;
 use rustix::fs::{MemfdFlags, OFlags, SealFlags, fcntl_add_seals, fcntl_getfl, memfd_create};
 
 use crate::{DiskSpec, StartError};
@@ -27,6 +30,7 @@ pub(super) fn open_for_reading(
     if as_other_user && metadata.mode() & 0o004 == 0 {
         return copy_in_memory(&mut file).map_err(failed);
     }
+    mark_used(&file).map_err(failed)?;
     Ok(file)
 }
 
@@ -46,17 +50,23 @@ pub(super) fn disk(disk: DiskSpec) -> Result<OwnedFd, StartError> {
     let resources = |source| StartError::Resources { source };
     let mode =
         fcntl_getfl(disk.file.as_fd()).map_err(|error| resources(error.into()))? & OFlags::RWMODE;
-    match (disk.read_only, mode) {
-        (true, OFlags::RDONLY) | (false, OFlags::RDWR) => Ok(disk.file),
+    let file = match (disk.read_only, mode) {
+        (true, OFlags::RDONLY) => disk.file,
+        (false, OFlags::RDWR) => return Ok(disk.file),
         // QEMU could otherwise write through the descriptor, whatever the device says.
         (true, _) => {
             let path = format!("/proc/self/fd/{}", disk.file.as_raw_fd());
-            Ok(File::open(path).map_err(resources)?.into())
+            File::open(path).map_err(resources)?.into()
         }
-        (false, _) => Err(StartError::Spec {
-            what: format!("the disk {:?} writable: its file is not open for it", disk.serial),
-        }),
-    }
+        (false, _) => {
+            return Err(StartError::Spec {
+                what: format!("the disk {:?} writable: its file is not open for it", disk.serial),
+            });
+        }
+    };
+    // Many stand on it, and none of them makes it.
+    mark_used(&file).map_err(resources)?;
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -86,6 +96,25 @@ mod tests {
         source.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).unwrap();
         let readable = open_for_reading("kernel", source.path(), true).unwrap();
         assert_eq!(readable.metadata().unwrap().nlink(), 1);
+    }
+
+    #[test]
+    fn a_file_that_vms_stand_on_is_used_as_long_as_its_descriptor_lives() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let used = || hutch_store::lock::is_used(file.path());
+        assert!(!used());
+        let kernel = open_for_reading("kernel", file.path(), false).unwrap();
+        let spec = DiskSpec {
+            file: File::open(file.path()).unwrap().into(),
+            read_only: true,
+            serial: "template".to_owned(),
+        };
+        let disk = disk(spec).unwrap();
+        let inherited = kernel.try_clone().unwrap();
+        drop((kernel, disk));
+        assert!(used());
+        drop(inherited);
+        assert!(!used());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::Qemu;
 use super::arguments::{self, Descriptors, Mapping, MemoryFile};
-use super::clock::{self, CPUINFO};
+use super::clock::CPUINFO;
 use crate::{Accelerator, StartError, VmSpec, arch};
 
 /// The facts of this VM, whatever its descriptors and files.
@@ -36,7 +36,7 @@ pub(super) fn facts(qemu: &Qemu, spec: &VmSpec) -> Result<Vec<Vec<u8>>, StartErr
         spec,
         arch::native(),
         qemu.version,
-        &clock::kernel_words(spec.accelerator),
+        &super::kernel_words(qemu, spec.accelerator),
         &descriptors,
     );
     facts.extend(line.into_iter().map(String::into_bytes));

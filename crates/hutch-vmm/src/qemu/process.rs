@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use super::arguments::{self, Descriptors, Mapping, MemoryFile};
 use super::confine::Reopened;
 use super::qmp::{Client, ControlError, Observed, ShutdownReason};
-use super::{Qemu, clock, confine, files, save};
+use super::{Qemu, confine, files, save};
 use crate::logs::{BoundedLog, Tail, VMM_LOG_MAX, Watch};
 use crate::{
     BoxFuture, Memory, SERIAL_LOG_MAX, SaveError, Snapshot, StartError, Vm, VmEnd, VmSpec, arch,
@@ -122,6 +122,7 @@ fn launch(
     }
     let (memory, state) = match snapshot {
         Some(Snapshot { memory, state }) => {
+            hutch_store::lock::mark_used(&memory).map_err(resources)?;
             (Some((memory, Mapping::of_snapshot(qemu.version))), Some(state))
         }
         None => match std::mem::replace(&mut spec.memory, Memory::Anonymous) {
@@ -170,7 +171,7 @@ fn launch(
             &spec,
             arch::native(),
             qemu.version,
-            &clock::kernel_words(spec.accelerator),
+            &super::kernel_words(qemu, spec.accelerator),
             &descriptors,
         ))
         .stderr(errors_theirs)
