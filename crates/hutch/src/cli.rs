@@ -5,8 +5,8 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use std::ffi::OsString;
 
 use crate::commands::{
-    agent, completion, create, exec, inspect, ls, network, reset, rm, run, secret, stop, version,
-    warm,
+    agent, completion, create, exec, inspect, ls, network, reset, rm, run, secret, stop, system,
+    version, warm,
 };
 use crate::context::Context;
 use crate::failure::Failure;
@@ -48,6 +48,7 @@ pub(crate) enum Command {
     Rm(rm::Arguments),
     Reset(reset::Arguments),
     Warm(warm::Arguments),
+    System(system::Arguments),
     Version(version::Arguments),
     Completion(completion::Arguments),
 }
@@ -73,6 +74,7 @@ impl Command {
             Self::Rm(arguments) => rm::execute(context, &arguments),
             Self::Reset(arguments) => reset::execute(context, &arguments),
             Self::Warm(arguments) => warm::execute(context, &arguments),
+            Self::System(arguments) => system::execute(context, &arguments),
             Self::Version(arguments) => version::execute(context, &arguments),
             Self::Completion(arguments) => completion::execute(context, &arguments),
         }

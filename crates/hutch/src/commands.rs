@@ -12,6 +12,7 @@ pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod secret;
 pub(crate) mod stop;
+pub(crate) mod system;
 pub(crate) mod version;
 pub(crate) mod warm;
 

@@ -55,19 +55,40 @@ impl Images {
             Failure::from_error(Blame::Host, &error)
                 .hint("install hutch again with all its programs")
         })?;
-        Ok(Self {
+        Ok(Self::with_init(settings, printer, init))
+    }
+
+    /// To look at what is there: without an init nothing says which guest image is current, and all of them stay.
+    pub(crate) fn to_look_at(settings: &Settings, printer: Printer) -> Self {
+        let init = settings.programs.find(Program::Init).unwrap_or_default();
+        Self::with_init(settings, printer, init)
+    }
+
+    fn with_init(settings: &Settings, printer: Printer, init: PathBuf) -> Self {
+        Self {
             images: settings.layout.images.clone(),
             init,
             kernel: settings.kernel.clone(),
             kernel_modules: settings.kernel_modules.clone(),
             network: settings.environment.some(OF_THE_NETWORK),
             printer,
-        })
+        }
     }
 
     /// The kernel and initramfs. Blocks, for minutes the first time.
     pub(crate) fn guest(&self, pull: Pull) -> Result<GuestImage, Failure> {
         let refresh = if pull == Pull::Always { Refresh::Always } else { Refresh::Missing };
+        let shown = Shown::new(self.printer);
+        hutch_image::guest_image(&self.options(refresh), &shown)
+            .map_err(|error| guest_failure(&error))
+    }
+
+    /// Where guest images are, and what decides which is current.
+    pub(crate) fn guest_options(&self) -> GuestImageOptions {
+        self.options(Refresh::Missing)
+    }
+
+    fn options(&self, refresh: Refresh) -> GuestImageOptions {
         let source = match &self.kernel {
             Some(kernel) => GuestImageSource::Files {
                 kernel: kernel.clone(),
@@ -75,14 +96,12 @@ impl Images {
             },
             None => GuestImageSource::Distribution { mirror: None, refresh },
         };
-        let options = GuestImageOptions {
+        GuestImageOptions {
             images: self.images.clone(),
             init: self.init.clone(),
             source,
             environment: self.network.clone(),
-        };
-        let shown = Shown::new(self.printer);
-        hutch_image::guest_image(&options, &shown).map_err(|error| guest_failure(&error))
+        }
     }
 
     /// The template of this name for a new sandbox. Blocks, for minutes the first time.

@@ -4,7 +4,7 @@
 //! guest, a repository or another program chose, so control characters are escaped here, once, for everything.
 
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 
 use serde::Serialize;
 
@@ -12,6 +12,9 @@ use crate::failure::{Failure, Report};
 
 /// Longest sentence of a guest that is shown.
 const GUEST_SENTENCE_MAX: usize = 512;
+
+/// No answer to a question is longer.
+const ANSWER_MAX: u64 = 1024;
 
 /// How talkative the command is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -88,6 +91,18 @@ impl Printer {
         let mut err = io::stderr().lock();
         let _unheard: io::Result<()> =
             write!(err, "{} ", escaped(question)).and_then(|()| err.flush());
+    }
+
+    /// Asks, and says whether the answer was yes.
+    pub(crate) fn confirmed(&self, question: &str) -> bool {
+        self.prompt(question);
+        let mut answer = String::new();
+        let read = io::Read::take(io::stdin().lock(), ANSWER_MAX).read_line(&mut answer);
+        if read.is_err() || !answer.ends_with('\n') || !io::stdin().is_terminal() {
+            // The line that no keyboard ended.
+            self.status("");
+        }
+        matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
     }
 
     /// Says why the command failed.

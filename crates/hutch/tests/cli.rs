@@ -6,5 +6,6 @@ mod cli {
     pub(crate) mod keeper;
     mod network;
     mod sandboxes;
+    mod system;
     pub(crate) mod world;
 }

@@ -1,6 +1,6 @@
 //! `hutch reset`
 
-use std::io::{self, BufRead as _, IsTerminal as _};
+use std::io;
 use std::path::Path;
 
 use clap::Args;
@@ -11,9 +11,6 @@ use crate::exit_codes;
 use crate::failure::Failure;
 use crate::keeper_client;
 use crate::sandboxes::{Sandboxes, not_removed};
-
-/// No answer is longer.
-const ANSWER_MAX: u64 = 1024;
 
 /// Stop and remove all sandboxes, and the images that they were made from
 ///
@@ -43,14 +40,7 @@ fn confirmed(context: &Context) -> bool {
     context.printer.status(
         "⚠️  WARNING: This will permanently delete all VM data and stop all running agents!",
     );
-    context.printer.prompt("Are you sure you want to continue? (y/N):");
-    let mut answer = String::new();
-    let read = io::Read::take(io::stdin().lock(), ANSWER_MAX).read_line(&mut answer);
-    if read.is_err() || !answer.ends_with('\n') || !io::stdin().is_terminal() {
-        // The line that no keyboard ended.
-        context.printer.status("");
-    }
-    matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
+    context.printer.confirmed("Are you sure you want to continue? (y/N):")
 }
 
 /// Removes every sandbox, whatever state it is in; goes on when one cannot be.

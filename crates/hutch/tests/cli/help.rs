@@ -3,7 +3,8 @@
 use super::world::World;
 
 const COMMANDS: &[&str] = &[
-    "run", "create", "exec", "ls", "inspect", "network", "secret", "stop", "rm", "reset", "version",
+    "run", "create", "exec", "ls", "inspect", "network", "secret", "stop", "rm", "reset", "system",
+    "version",
 ];
 const NETWORK_COMMANDS: &[&str] = &["proxy", "log", "check"];
 
@@ -32,6 +33,15 @@ fn the_commands_below_network_help_too() {
     let alone = world.hutch(&["network"]);
     assert_eq!((alone.code, alone.stderr.as_str()), (0, ""));
     assert_eq!(alone.stdout, world.hutch(&["network", "--help"]).stdout);
+}
+
+#[test]
+fn the_commands_below_system_help_too() {
+    let world = World::new();
+    for command in ["df", "prune"] {
+        let help = world.hutch(&["system", command, "--help"]);
+        insta::assert_snapshot!(format!("hutch_system_{command}"), help.seen());
+    }
 }
 
 #[test]
