@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hutch_testkit::{TestEnvironment, TestSandbox, eventually};
-use rustix::process::Signal;
 
 const SOON: Duration = Duration::from_secs(90);
 
@@ -14,14 +13,7 @@ const SOON: Duration = Duration::from_secs(90);
 fn world() -> TestEnvironment {
     let environment = TestEnvironment::new();
     let images = environment.path("images");
-    environment.make_directory(&images);
-    for shared in ["guest", "kernel", "templates"] {
-        let (from, to) = (environment.images().join(shared), images.join(shared));
-        environment
-            .account()
-            .act(|| std::os::unix::fs::symlink(&from, &to).expect("a link can be made"));
-    }
-    environment.variable("HUTCH_IMAGES", images.to_string_lossy()).variable("HUTCH_START", "warm")
+    environment.warm(&images)
 }
 
 fn snapshots(environment: &TestEnvironment) -> Vec<PathBuf> {
@@ -43,6 +35,8 @@ fn started(sandbox: &TestSandbox<'_>, how: &str) {
     assert_eq!(sandbox.inspect()["started"], how, "{}", sandbox.name());
 }
 
+/// What [`IDENTITY`] prints, in lines.
+const LINES: usize = 9;
 /// Everything that must be different in two sandboxes.
 const IDENTITY: &str = "cat /proc/sys/kernel/random/boot_id; cat /etc/machine-id; hostname; \
     head -c 16 /dev/urandom | od -An -tx1; head -c 16 /dev/random | od -An -tx1; \
@@ -71,16 +65,29 @@ fn a_start_without_a_snapshot_makes_the_next_one_warm() {
 
 #[test]
 fn sandboxes_of_one_snapshot_share_nothing_but_it() {
+    share_nothing(5);
+}
+
+/// The same with a hundred, which takes minutes: `cargo nextest run -p e2e --ignore-default-filter --run-ignored only`.
+#[test]
+#[ignore = "takes minutes; five of them are tested each time"]
+fn a_hundred_sandboxes_of_one_snapshot_share_nothing_but_it() {
+    share_nothing(100);
+}
+
+/// Starts so many sandboxes one after the other; the last three are alive at the same time.
+fn share_nothing(count: usize) {
     let environment = world();
     environment.hutch(["warm", "shell"]).run().success().says("shell");
     let snapshot = the_snapshot(&environment);
     let memory = || {
         let metadata = fs::metadata(snapshot.join("memory")).expect("it is there");
-        (metadata.modified().expect("a time"), metadata.len())
+        let digest = environment.program("sha256sum").args([&snapshot.join("memory")]).limit(SOON);
+        (metadata.modified().expect("a time"), metadata.len(), digest.run().success().text())
     };
     let before = memory();
     let mut seen = BTreeSet::new();
-    for number in 0..5 {
+    for number in 0..count {
         let sandbox = environment.create(&format!("s{number}"));
         started(&sandbox, "warm");
         let identity = sandbox.shell(IDENTITY).run().success().text();
@@ -95,14 +102,31 @@ fn sandboxes_of_one_snapshot_share_nothing_but_it() {
             .shell("ls ~ | grep -v workspace; df --block-size=1G --output=size / | tail -1")
             .run();
         let disk = disk.success().text();
-        let size: u64 = disk.trim().parse().unwrap_or_else(|_| panic!("a size, no files: {disk}"));
+        let size: u64 = disk.trim().parse().expect("a size alone: there are no files");
         assert!((55..=64).contains(&size), "{size} GiB");
         sandbox.shell("echo mine > ~/mine && sync").run().success();
-        if number % 2 == 0 {
-            sandbox.stop();
+        if number >= 3 {
+            environment.hutch(["rm", &format!("s{}", number - 3)]).run().success();
         }
     }
+    assert_eq!(seen.len(), count * LINES, "a line for each part of the identity: {seen:?}");
     assert_eq!(memory(), before, "the file never changes");
+    // It was made before any of them existed. What is in every guest is found, so that the search is one.
+    assert!(holds(&environment, &snapshot, "Linux version"));
+    let texts = seen.iter().filter(|line| line.len() >= 16).map(String::as_str);
+    assert!(!holds(&environment, &snapshot, &texts.collect::<Vec<_>>().join("\n")));
+}
+
+/// Whether one of these lines is in the memory of a snapshot.
+fn holds(environment: &TestEnvironment, snapshot: &Path, lines: &str) -> bool {
+    let patterns = environment.path("patterns");
+    environment.write(&patterns, lines);
+    let memory = snapshot.join("memory");
+    let mut grep = environment.program("grep");
+    grep = grep.args(["--text", "--quiet", "--fixed-strings", "--file"]).args([&patterns, &memory]);
+    let ended = grep.limit(SOON).run().status.code();
+    assert!(matches!(ended, Some(0 | 1)), "grep ended with {ended:?}");
+    ended == Some(0)
 }
 
 fn damage(path: &Path, change: impl FnOnce(Vec<u8>) -> Vec<u8>) {
@@ -142,33 +166,6 @@ fn a_damaged_snapshot_costs_a_cold_start_and_is_made_anew() {
         started(&sandbox, "warm");
         sandbox.stop();
     }
-}
-
-#[test]
-fn a_maker_that_is_killed_leaves_nothing_that_stays() {
-    let environment = world();
-    // At once, while it boots, while it saves, while it tries: times that differ from machine to machine.
-    for ms in [0, 300, 1500, 2500, 3500, 4000] {
-        let maker = environment.hutch(["warm", "-q", "shell"]).start();
-        std::thread::sleep(Duration::from_millis(ms));
-        let victims: Vec<_> = environment.processes();
-        for victim in victims.iter().filter(|of| of.program.starts_with("hutch-keeper")) {
-            victim.signal(Signal::KILL);
-        }
-        drop(maker.wait(SOON));
-        environment.is_quiet();
-    }
-    environment.hutch(["warm", "-q", "shell"]).run().success();
-    let snapshot = the_snapshot(&environment);
-    assert!(snapshot.join("snapshot.json").is_file(), "only the complete one is left");
-    let left: Vec<_> = environment
-        .sockets()
-        .into_iter()
-        .filter(|path| path.to_string_lossy().contains("snapshot-"))
-        .collect();
-    assert!(left.is_empty(), "{left:?}");
-    let sandbox = environment.create("after");
-    started(&sandbox, "warm");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -88,6 +88,18 @@ impl TestEnvironment {
         fs::set_permissions(environment.path("run"), private)
             .expect("a new directory can be closed");
         environment
+    }
+
+    /// Has sandboxes start warm, with snapshots of this world alone in `images`; the other images are the stage's.
+    #[must_use]
+    pub fn warm(self, images: &Path) -> Self {
+        self.make_directory(images);
+        let shared = fs::read_dir(self.images()).expect("the stage has images");
+        for shared in shared.flatten().filter(|entry| entry.file_name() != "snapshots") {
+            let link = images.join(shared.file_name());
+            self.account.act(|| symlink(shared.path(), &link).expect("a link can be made"));
+        }
+        self.variable("HUTCH_IMAGES", images.to_string_lossy()).variable("HUTCH_START", "warm")
     }
 
     /// Sets a variable for every program that runs in this world.

@@ -68,6 +68,16 @@ impl SmallDisk {
         file.sync_all().expect("what was written can be synced");
     }
 
+    /// Fills it but for so many bytes.
+    #[track_caller]
+    pub fn fill_but(&self, bytes: u64) {
+        self.fill();
+        let file = File::options().write(true).open(self.filler()).expect("the filler is there");
+        let length = file.metadata().expect("it can be examined").len();
+        file.set_len(length.saturating_sub(bytes)).expect("it can be cut");
+        file.sync_all().expect("what was cut can be synced");
+    }
+
     /// Frees what [`SmallDisk::fill`] took.
     #[track_caller]
     pub fn drain(&self) {
@@ -110,5 +120,7 @@ mod tests {
         assert_eq!(disk.free(), 0);
         disk.drain();
         assert!(disk.free() > 1 << 20);
+        disk.fill_but(1 << 20);
+        assert!((1 << 19..1 << 21).contains(&disk.free()), "{}", disk.free());
     }
 }
