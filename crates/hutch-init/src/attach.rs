@@ -79,8 +79,10 @@ pub(crate) async fn prepare(hardware: Arc<Hardware>, files: Vec<Bytes>) -> Resul
     blocking(move || {
         let mut stages = Stages::start();
         let places = template(&hardware, &mut stages)?;
-        let root = Root::open(&places.template).map_err(AttachError::Root)?;
-        let read: u64 = files.iter().map(|file| read_ahead(&root, file)).sum();
+        let layers =
+            places.layers().map(|layer| Root::open(&layer)).collect::<io::Result<Vec<_>>>();
+        let layers = layers.map_err(AttachError::Root)?;
+        let read: u64 = files.iter().map(|file| read_ahead(&layers, file)).sum();
         stages.mark("files");
         hardware.modules.finish_network();
         stages.mark("network");
@@ -92,15 +94,20 @@ pub(crate) async fn prepare(hardware: Arc<Hardware>, files: Vec<Bytes>) -> Resul
 }
 
 /// Has a file of the template in the page cache; gives its bytes.
-fn read_ahead(root: &Root, file: &[u8]) -> u64 {
+fn read_ahead(layers: &[Root], file: &[u8]) -> u64 {
     let path = Path::new(OsStr::from_bytes(file));
-    match root.read(path).and_then(|mut file| io::copy(&mut file, &mut io::sink())) {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            log::info(format!("{} not read ahead: {error}", path.display()));
-            0
+    let mut result = Err(io::ErrorKind::NotFound.into());
+    // The uppermost layer that has it: the others' is not what anybody will read.
+    for root in layers {
+        result = root.read(path).and_then(|mut file| io::copy(&mut file, &mut io::sink()));
+        if result.is_ok() {
+            break;
         }
     }
+    result.unwrap_or_else(|error| {
+        log::info(format!("{} not read ahead: {error}", path.display()));
+        0
+    })
 }
 
 /// The template's disk, mounted now or before.
@@ -110,8 +117,8 @@ fn template(hardware: &Hardware, stages: &mut Stages) -> Result<Places, AttachEr
     }
     hardware.modules.finish();
     stages.mark("modules");
-    let places = Places::make(Path::new(BASE)).map_err(DiskError::Places)?;
-    disks::mount_template(&hardware.devices, &places.template)?;
+    let mut places = Places::make(Path::new(BASE)).map_err(DiskError::Places)?;
+    disks::mount_template(&hardware.devices, &mut places)?;
     stages.mark("template");
     Ok(places)
 }

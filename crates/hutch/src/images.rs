@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use hutch_image::{
     AptError, BuildError, DiskError, GuestImage, GuestImageError, GuestImageOptions,
-    GuestImageSource, NamespaceError, PullTemplate, Refresh, Template, TemplateError,
-    TemplateOptions, ToolError,
+    GuestImageSource, NamespaceError, PullTemplate, Refresh, RegistryOptions, Template,
+    TemplateError, TemplateOptions, ToolError,
 };
 use hutch_store::{Program, TemplateReference};
 
@@ -45,6 +45,8 @@ pub(crate) struct Images {
     kernel: Option<PathBuf>,
     kernel_modules: Option<PathBuf>,
     network: Vec<(OsString, OsString)>,
+    docker: Option<PathBuf>,
+    registries: RegistryOptions,
     printer: Printer,
 }
 
@@ -71,6 +73,8 @@ impl Images {
             kernel: settings.kernel.clone(),
             kernel_modules: settings.kernel_modules.clone(),
             network: settings.environment.some(OF_THE_NETWORK),
+            docker: settings.docker_socket(),
+            registries: settings.registries(),
             printer,
         }
     }
@@ -111,6 +115,8 @@ impl Images {
             name: absolute_if_file(name),
             pull: pull.into(),
             mirror: None,
+            docker: self.docker.clone(),
+            registries: self.registries.clone(),
             environment: self.network.clone(),
         };
         let shown = Shown::new(self.printer);
@@ -119,7 +125,8 @@ impl Images {
 
     /// The very image that a sandbox was made with.
     pub(crate) fn template_of(&self, reference: &TemplateReference) -> Result<Template, Failure> {
-        hutch_image::template_image(&self.images, &reference.name, &reference.digest)
+        let shown = Shown::new(self.printer);
+        hutch_image::template_image(&self.images, &reference.name, &reference.digest, &shown)
             .map_err(|error| template_failure(&error))
     }
 }
@@ -133,12 +140,12 @@ fn absolute_if_file(name: &str) -> String {
         .unwrap_or_else(|| name.to_owned())
 }
 
-fn template_failure(error: &TemplateError) -> Failure {
+pub(crate) fn template_failure(error: &TemplateError) -> Failure {
     match error {
         TemplateError::Unknown { .. } => Failure::from_error(Blame::User, error)
-            .hint("a template is `shell`, or the path of an archive or disk image"),
+            .hint("a template is a flavor like `shell`, the name of an image, or the path of an archive or disk image"),
         TemplateError::Absent { .. } => {
-            Failure::from_error(Blame::User, error).hint("`--pull-template missing` builds it")
+            Failure::from_error(Blame::User, error).hint("`--pull-template missing` gets it")
         }
         TemplateError::Gone { .. } => Failure::from_error(Blame::Host, error)
             .hint("the sandbox cannot run without it: remove the sandbox and create it again"),

@@ -6,6 +6,7 @@
 mod fields;
 mod file;
 mod network;
+mod registries;
 mod upstream_proxy;
 
 use std::collections::BTreeMap;
@@ -309,6 +310,8 @@ pub(crate) struct Settings {
     memory: Option<ByteSize>,
     disk: Option<ByteSize>,
     network: NetworkConfig,
+    /// How registries of images are reached.
+    pub(crate) registries: registries::RegistriesConfig,
 }
 
 /// Memory of a sandbox when nobody says anything, on a host that has enough.
@@ -393,6 +396,7 @@ impl Settings {
             disk: environment.parsed(HUTCH_DISK)?.or(file.disk),
             network: file.network,
             agents,
+            registries: file.registries,
             environment,
             layout,
         })
