@@ -20,9 +20,10 @@ pub use guest::{
 pub use import::{ImportError, RegistryOptions, load_images};
 pub use template::{
     BuildError, DiskError, LAYERS_MAX, LayerFiles, LayerStatus, ManageError, NamespaceError,
-    NewLayer, Origin, PullTemplate, Reference, ReferenceError, Removed, Template, TemplateConfig,
-    TemplateError, TemplateOptions, TemplateStatus, add_layer, find_template, prune_templates,
-    remove_template, tag_template, template, template_image, template_of_source, templates,
+    NewLayer, NpmError, Origin, PullTemplate, Reference, ReferenceError, Removed, Template,
+    TemplateConfig, TemplateError, TemplateOptions, TemplateStatus, add_layer, find_template,
+    prune_templates, remove_template, tag_template, template, template_image, template_of_source,
+    templates,
 };
 pub use tool::ToolError;
 

@@ -9,11 +9,13 @@
 //!
 //! A template has a digest that names it for ever, and any number of names that people gave it ([`store`]).
 
+mod agent;
 mod build;
 mod compression;
 mod layer;
 mod manage;
 mod namespace;
+mod npm;
 mod recipe;
 mod reference;
 mod store;
@@ -40,6 +42,7 @@ pub use crate::template::manage::{
 };
 use crate::template::namespace::Namespace;
 pub use crate::template::namespace::NamespaceError;
+pub use crate::template::npm::NpmError;
 use crate::template::recipe::Recipe;
 pub(crate) use crate::template::reference::is_digest;
 pub use crate::template::reference::{Reference, ReferenceError};
@@ -142,6 +145,14 @@ pub enum TemplateError {
         /// Why not.
         source: BuildError,
     },
+    /// The agent's packages cannot be fetched.
+    #[error("failed to fetch the agent of the template `{name}`")]
+    Agent {
+        /// The template.
+        name: String,
+        /// Why not.
+        source: NpmError,
+    },
     /// It has as many layers as a VM has room for.
     #[error("the template `{name}` has {LAYERS_MAX} layers already, and a VM has no room for more")]
     TooManyLayers {
@@ -203,6 +214,9 @@ pub fn template(
     options: &TemplateOptions,
     progress: &dyn Progress,
 ) -> Result<Template, TemplateError> {
+    if let Some(recipe) = agent::recipe(&options.name) {
+        return agent::template(options, &recipe, progress);
+    }
     let (source, key) = resolve(options, progress)?;
     match source {
         Source::There(template) => return Ok(*template),

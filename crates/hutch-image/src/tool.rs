@@ -281,7 +281,9 @@ impl Reason {
             self.disk_full = Some(line.to_owned());
         }
         // Of several errors (of apt and mmdebstrap, of dpkg, of pip) the first is the cause, the others follow from it.
-        let is_error = ["E: ", "dpkg: error", "ERROR: "].iter().any(|mark| line.starts_with(mark));
+        let is_error = ["E: ", "dpkg: error", "ERROR: ", "npm error "]
+            .iter()
+            .any(|mark| line.starts_with(mark) && !line.starts_with("npm error code "));
         if self.first_error.is_none() && is_error {
             self.first_error = Some(line.to_owned());
         }

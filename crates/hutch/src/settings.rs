@@ -87,7 +87,10 @@ pub(crate) const OF_THE_NETWORK: &[&str] = &[
     "PIP_INDEX_URL",
     "PIP_CERT",
     "PIP_CONFIG_FILE",
+    "NODE_EXTRA_CA_CERTS",
 ];
+/// What npm reads its configuration by, whatever the case.
+const OF_NPM: &str = "npm_config_";
 
 /// A copy of the environment.
 #[derive(Debug, Clone, Default)]
@@ -119,6 +122,18 @@ impl Environment {
             .iter()
             .filter_map(|name| Some((OsString::from(name), self.filled(name)?.to_owned())))
             .collect()
+    }
+
+    /// What the tools need that fetch packages: the way out, and where a person's configuration of them is.
+    pub(crate) fn of_fetching(&self) -> Vec<(OsString, OsString)> {
+        let mut all = self.some(OF_THE_NETWORK);
+        all.extend(self.some(&[HOME]));
+        let of_npm = |name: &OsStr| {
+            name.to_str().is_some_and(|name| name.to_ascii_lowercase().starts_with(OF_NPM))
+        };
+        let npm = self.0.iter().filter(|(name, _)| of_npm(name));
+        all.extend(npm.map(|(name, value)| (name.clone(), value.clone())));
+        all
     }
 
     fn parsed<T>(&self, name: &str) -> Result<Option<T>, Failure>

@@ -15,7 +15,7 @@ const SHELL: &str = include_str!("shell.toml");
 const SETUP: &str = include_str!("setup.sh");
 
 /// Docker's name for its templates; ours of the same flavor stand in for them.
-const DOCKER_PREFIX: &str = "docker/sandbox-templates:";
+pub(super) const DOCKER_PREFIX: &str = "docker/sandbox-templates:";
 
 /// A template built from the distribution's packages.
 #[derive(Debug, Clone, Deserialize)]

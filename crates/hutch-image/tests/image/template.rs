@@ -37,7 +37,7 @@ fn pack_root(world: &World) -> PathBuf {
 }
 
 /// A machine whose mmdebstrap only copies a tar.
-fn builder() -> World {
+pub(crate) fn builder() -> World {
     let world = World::new();
     let archive = root_tar(&world);
     world.program(
@@ -65,7 +65,11 @@ fn options(world: &World, name: &str, pull: PullTemplate) -> TemplateOptions {
     }
 }
 
-fn make(world: &World, name: &str, pull: PullTemplate) -> Result<Template, TemplateError> {
+pub(crate) fn make(
+    world: &World,
+    name: &str,
+    pull: PullTemplate,
+) -> Result<Template, TemplateError> {
     template(&options(world, name, pull), &Steps::default())
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use hutch_agents::{AgentSpec, Recipe as AgentRecipe};
 use hutch_image::{
     ManageError, Origin, Reference, Removed, TemplateStatus, find_template, load_images,
     prune_templates, remove_template, tag_template, templates,
@@ -12,10 +13,11 @@ use indicatif::HumanBytes;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::agents;
 use crate::context::Context;
 use crate::exit_codes;
 use crate::failure::{Blame, Failure};
-use crate::images::template_failure;
+use crate::images::{Images, Pull, template_failure};
 use crate::printer;
 use crate::progress::Shown;
 use crate::table;
@@ -68,6 +70,15 @@ enum Action {
         /// Print only the result
         #[arg(short, long)]
         quiet: bool,
+    },
+    /// Build the templates of agents, where they are not there or their recipes have changed
+    Build {
+        /// Build those of all agents that can be built here
+        #[arg(long)]
+        all: bool,
+        /// Agents
+        #[arg(value_name = "AGENT", required_unless_present = "all", conflicts_with = "all")]
+        agents: Vec<String>,
     },
     /// Give a template another name
     Tag {
@@ -165,6 +176,7 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
                 printer.data(&template.name)?;
             }
         }
+        Action::Build { all, agents: words } => build(context, *all, words)?,
         Action::Tag { template, name } => {
             let shown = Shown::new(printer);
             let tagged = tag_template(images, template, name, &shown);
@@ -180,6 +192,23 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
         }
     }
     Ok(exit_codes::SUCCESS)
+}
+
+fn build(context: &Context, all: bool, words: &[String]) -> Result<(), Failure> {
+    let known = &context.settings.agents;
+    let built_here = |agent: &&AgentSpec| {
+        matches!(agent.recipe(), Some(AgentRecipe::Base | AgentRecipe::Npm(_)))
+    };
+    let wanted: Vec<&AgentSpec> = if all {
+        known.iter().filter(built_here).collect()
+    } else {
+        words.iter().map(|word| agents::require(known, word)).collect::<Result<_, _>>()?
+    };
+    let images = Images::new(&context.settings, context.printer)?;
+    for agent in wanted {
+        context.printer.data(&images.template(&agent.template, Pull::Missing)?.name)?;
+    }
+    Ok(())
 }
 
 fn list(context: &Context, images: &Path, json: bool, quiet: bool) -> Result<(), Failure> {
