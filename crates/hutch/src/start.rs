@@ -76,7 +76,7 @@ pub(crate) fn create(
     template: Template,
 ) -> Result<SandboxRecord, Failure> {
     let machine = context.settings.machine(&wish.machine)?;
-    let environment = environment(template.config.environment, &wish.environment)?;
+    let environment = environment(template.environment, &wish.environment)?;
     let draft = Draft {
         agent: wish.agent.word.clone(),
         template: TemplateReference { name: template.name, digest: template.digest },
@@ -244,7 +244,7 @@ async fn keeper_arguments(
         name: &record.name,
         kernel: &guest.kernel,
         initramfs: &guest.initramfs,
-        template: &template,
+        template: &template.image,
         accelerator,
         qemu: &qemu,
         idle_timeout_s: record.idle_timeout_s,
@@ -259,7 +259,7 @@ async fn keeper_arguments(
         layout: &settings.layout,
         kernel: &guest.kernel,
         initramfs: &guest.initramfs,
-        template: &template,
+        template: &template.image,
         accelerator,
         qemu: &qemu,
         machine: Machine {
@@ -295,7 +295,7 @@ pub(crate) async fn warm(
         layout: &settings.layout,
         kernel: &guest.kernel,
         initramfs: &guest.initramfs,
-        template: &template,
+        template: &template.image,
         accelerator: choice,
         qemu: &qemu,
         machine,

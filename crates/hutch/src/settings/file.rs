@@ -9,7 +9,6 @@ use toml::Table;
 use super::Accel;
 use super::fields::{Fields, Wrong};
 use super::network::NetworkConfig;
-use super::registries::RegistriesConfig;
 use crate::failure::Failure;
 use crate::size::{ByteSize, CpuCount, IdleTime};
 use crate::warm::StartMode;
@@ -27,7 +26,6 @@ const KEYS: &[&str] = &[
     "memory",
     "network",
     "qemu",
-    "registries",
     "snapshots",
     "start",
     "template",
@@ -58,8 +56,6 @@ pub(crate) struct FileConfig {
     pub(crate) network: NetworkConfig,
     /// The QEMU program.
     pub(crate) qemu: Option<PathBuf>,
-    /// How registries of images are reached.
-    pub(crate) registries: RegistriesConfig,
     /// Space for snapshots.
     pub(crate) snapshots: Option<ByteSize>,
     /// Whether sandboxes are resumed from a snapshot: `warm`, `cold`.
@@ -112,11 +108,6 @@ impl FileConfig {
                 .transpose()?
                 .unwrap_or_default(),
             qemu: fields.path("qemu")?,
-            registries: fields
-                .value("registries")
-                .map(RegistriesConfig::parse)
-                .transpose()?
-                .unwrap_or_default(),
             snapshots: fields.parsed("snapshots")?,
             start: fields.parsed("start")?,
             template: fields.text("template")?.map(str::to_owned),
