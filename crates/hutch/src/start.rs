@@ -62,8 +62,10 @@ pub(crate) async fn prepare(
     let images = Images::new(&context.settings, printer)?;
     let (name, pull) = (wish.template.to_owned(), wish.pull);
     blocking(move || {
+        // The template first: it is what a person names, and may get wrong.
+        let template = images.template(&name, pull)?;
         images.guest(pull)?;
-        images.template(&name, pull)
+        Ok(template)
     })
     .await
 }
@@ -287,7 +289,8 @@ pub(crate) async fn warm(
     let images = Images::new(settings, printer)?;
     let name = template.to_owned();
     let (guest, template) = blocking(move || {
-        Ok((images.guest(Pull::Missing)?, images.template(&name, Pull::Missing)?))
+        let template = images.template(&name, Pull::Missing)?;
+        Ok((images.guest(Pull::Missing)?, template))
     })
     .await?;
     let choice = accelerator(context, printer, &qemu, flags.accel).await?;
