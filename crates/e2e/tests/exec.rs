@@ -305,12 +305,10 @@ fn many_sessions_leak_nothing() {
         let keeper = environment.process("hutch-keeper").pid;
         let open =
             std::fs::read_dir(format!("/proc/{keeper}/fd")).expect("the keeper runs").count();
-        let inside = sandbox
-            .root_shell("ps -e --no-headers | wc -l; ls /dev/pts | wc -l")
-            .run()
-            .success()
-            .text();
-        (open, inside)
+        let inside = sandbox.root_shell("ps -e --no-headers | wc -l; ls /dev/pts | wc -l");
+        let inside = inside.run().success().lines();
+        let numbers = inside.iter().map(|number| number.parse().expect("a number"));
+        [open].into_iter().chain(numbers).collect::<Vec<usize>>()
     };
     for _ in 0..5 {
         sandbox.exec(["true"]).run().success();
@@ -325,7 +323,10 @@ fn many_sessions_leak_nothing() {
             });
         }
     });
-    eventually("everything is as before", SOON, || (counts() == before).then_some(()));
+    // There may be less: at first the sessions before were still on their way out.
+    eventually("nothing is more than before", SOON, || {
+        counts().iter().zip(&before).all(|(now, before)| now <= before).then_some(())
+    });
 }
 
 #[test]

@@ -42,10 +42,22 @@ pub(crate) fn prepare() -> anyhow::Result<PathBuf> {
     for program in GUEST_PROGRAMS {
         place(&build::built_static(program), &stage.join("guest").join(program))?;
     }
+    go_program(&stage.join("guest").join("fetch"))?;
     run(command(root().join("scripts/fetch-qemu-10")).arg(stage.join("qemu-10")))?;
     let user = TestUser::find_or_make()?;
     images(&stage, &user)?;
     Ok(stage)
+}
+
+/// Compiles the tests' program of Go, without the system's libraries. In a guest its standard library takes minutes.
+fn go_program(to: &Path) -> anyhow::Result<()> {
+    let built = target().join("fetch");
+    let mut go = command("go");
+    go.args(["build", "-o"]).arg(&built);
+    go.arg(root().join("crates/e2e/tests/network/fetch.go"));
+    go.env("CGO_ENABLED", "0").env("GO111MODULE", "off").env("GOCACHE", target().join("go"));
+    run(&mut go).context("a test needs Go: `scripts/setup test` installs it")?;
+    place(&built, to)
 }
 
 /// The directory behind `target/e2e`.

@@ -48,9 +48,11 @@ fn as_root_no_key_is_anywhere_in_the_sandbox_or_in_our_files() {
     assert_eq!(search(&[&mark, NEEDLE], &[&vmm]), [format!("{vmm} {mark}")]);
 
     // As the guest's root sees it.
+    // Not with the very words: the search would find its own command line.
+    let pattern = NEEDLE.replacen('-', "[-]", 1);
     let look = format!(
-        "cat /proc/*/environ /proc/*/cmdline 2>/dev/null | tr '\\0' '\\n' | grep -a -F -e '{NEEDLE}' | grep -av grep; \
-         grep -ra -F -l -e '{NEEDLE}' /etc /home /root /run /tmp /var /usr/local {} 2>/dev/null; echo end",
+        "cat /proc/*/environ /proc/*/cmdline 2>/dev/null | tr '\\0' '\\n' | grep -a -e '{pattern}'; \
+         grep -ra -l -e '{pattern}' /etc /home /root /run /tmp /var /usr/local {} 2>/dev/null; echo end",
         sandbox.workspace().display()
     );
     let privileged = sandbox.exec_with(["--privileged", "-u", "root"], ["sh", "-c", &look]);

@@ -44,13 +44,17 @@ def tcp(address, port, payload=b"hello\n"):
     return action
 
 
+# The kernel tells nothing of a forwarded packet whose checksum is wrong.
+VALID = {1: b"\x08\x00\xf7\xff\x00\x00\x00\x00", 2: b"\x11\x00\xee\xff\x00\x00\x00\x00"}
+
+
 def raw(protocol, address=OUTSIDE):
     def action():
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol) as sock:
             sock.settimeout(TIMEOUT)
             # Connected: what ICMP says of it is an error of the socket.
             sock.connect((address, 0))
-            sock.send(b"\x08\x00\xf7\xff\x00\x00\x00\x00" if protocol == 1 else b"x" * 32)
+            sock.send(VALID.get(protocol, b"x" * 32))
             return sock.recv(1500)
 
     return action
