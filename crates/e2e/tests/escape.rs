@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::time::Duration;
 
-use hutch_testkit::hostile::image;
+use hutch_testkit::hostile::template_layer;
 use hutch_testkit::{Account, Invocation, TestEnvironment};
 
 const SECRET: &str = "content-of-a-private-file-of-the-host";
@@ -233,7 +233,7 @@ fn as_root_another_user_cannot_reach_the_keeper() {
 fn the_template_cannot_be_changed() {
     let environment = TestEnvironment::new();
     let sandbox = environment.boot("template");
-    let template = image(&environment.images(), "template");
+    let template = template_layer(&environment.images());
     let before = fs::metadata(&template).expect("it is here");
     let script = "for disk in /dev/vd? /sys/block/vd?; do d=/dev/$(basename $disk); \
         [ -e $d ] || mknod $d b $(cat /sys/block/$(basename $disk)/dev | tr : ' '); done; \

@@ -215,6 +215,16 @@ impl Drop for Draft {
     }
 }
 
+/// Replaces a file, so that others see the old content or the new.
+pub(crate) fn replace_file(path: &Path, content: &[u8]) -> Result<(), CacheError> {
+    let temporary = path.with_extension("new");
+    write_file(&temporary, content)?;
+    File::open(&temporary)
+        .and_then(|file| file.sync_all())
+        .map_err(CacheError::io("sync", &temporary))?;
+    fs::rename(&temporary, path).map_err(CacheError::io("rename", &temporary))
+}
+
 /// Writes a file that is not there yet.
 pub(crate) fn write_file(path: &Path, content: &[u8]) -> Result<(), CacheError> {
     File::create(path)

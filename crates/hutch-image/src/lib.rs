@@ -7,6 +7,7 @@ mod digest;
 #[path = "../tests/image/elf.rs"]
 mod elf;
 mod guest;
+mod import;
 mod template;
 mod tool;
 
@@ -16,9 +17,13 @@ pub use guest::{
     GuestImage, GuestImageError, GuestImageOptions, GuestImageSource, Kept, KeptKind, ModulesError,
     Refresh, VmlinuxError, guest_image, kept, remove_unneeded,
 };
+pub use import::{ImportError, RegistryOptions, load_images};
 pub use template::{
-    BuildError, DiskError, NamespaceError, PullTemplate, Template, TemplateError, TemplateOptions,
-    template, template_image,
+    BuildError, DiskError, LAYERS_MAX, LayerFiles, LayerStatus, ManageError, NamespaceError,
+    NewLayer, NpmError, Origin, PullTemplate, Reference, ReferenceError, Removed, Template,
+    TemplateConfig, TemplateError, TemplateOptions, TemplateStatus, add_layer, find_template,
+    prune_templates, remove_template, tag_template, template, template_image, template_of_source,
+    templates,
 };
 pub use tool::ToolError;
 

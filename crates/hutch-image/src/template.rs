@@ -1,56 +1,89 @@
-//! Templates: a root file system in one read-only disk image, built here from a recipe or given as a file.
+//! Templates: read-only root file systems as layers on each other, built here from a recipe or taken from elsewhere.
 //!
 //! ```text
-//! images/templates/<digest>/   template.img  manifest.json
-//!
-//! recipe ──build (mmdebstrap)──▶ tar ──disk (mkfs.erofs)──▶ image
-//!                 a tar by path ──┘        an image by path ──┘
+//! recipe ──build (mmdebstrap)──▶ tar ─┐
+//!      a root file system's tar ──────┼─layer─▶ disk image ──store──▶ template = layers + configuration
+//!      a directory, owners and all ───┘              ▲
+//!                                a disk image by path┘
 //! ```
 //!
-//! A digest names one image for ever: building a recipe again gives another digest, so that what a stopped sandbox
-//! stands on does not change under it. The newest image of a recipe is the one that its name means.
+//! A template has a digest that names it for ever, and any number of names that people gave it ([`store`]).
 
+mod agent;
 mod build;
-mod disk;
+mod compression;
+mod layer;
+mod manage;
 mod namespace;
+mod npm;
 mod recipe;
+mod reference;
+mod store;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use crate::Progress;
-use crate::cache::{Cache, CacheError, Draft, Locked};
-use crate::digest::{self, Key};
+use crate::cache::{CacheError, Draft, Locked};
+use crate::digest;
+use crate::import::{self, ImportError, RegistryOptions};
 pub use crate::template::build::BuildError;
-pub use crate::template::disk::DiskError;
+pub(crate) use crate::template::compression::Decompressed;
+pub use crate::template::layer::DiskError;
+pub(crate) use crate::template::layer::begin as begin_layer;
+pub use crate::template::manage::{
+    LayerStatus, ManageError, Removed, TemplateStatus, find_template, prune_templates,
+    remove_template, tag_template, templates,
+};
 use crate::template::namespace::Namespace;
 pub use crate::template::namespace::NamespaceError;
+pub use crate::template::npm::NpmError;
 use crate::template::recipe::Recipe;
+pub(crate) use crate::template::reference::is_digest;
+pub use crate::template::reference::{Reference, ReferenceError};
+use crate::template::store::DIGEST_PREFIX;
+pub use crate::template::store::{LAYERS_MAX, Origin};
+pub(crate) use crate::template::store::{LayerRecord, Manifest, TemplateStore};
 use crate::tool::Toolbox;
 
-const FORMAT_VERSION: u32 = 1;
-const IMAGE: &str = "template.img";
-const DIGEST_PREFIX: &str = "sha256:";
+const LAYER: &str = "layer.img";
 
-/// A template: a read-only root file system image and what it says of itself.
+/// A template: the layers of a read-only root file system and what it says of its sessions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
-    /// The read-only disk image.
-    pub image: PathBuf,
-    /// `sha256:…`: names this very image.
+    /// The read-only disk images, lowest first; at least one.
+    pub layers: Vec<PathBuf>,
+    /// `sha256:…`: names this very template.
     pub digest: String,
     /// How a person named it: `shell`.
     pub name: String,
-    /// Variables that its sessions start with, `PATH` among them; empty where it says nothing.
+    /// What it says of its sessions.
+    pub config: TemplateConfig,
+}
+
+/// What a template says of the sessions in it; empty where it says nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TemplateConfig {
+    /// Variables, `PATH` among them.
     pub environment: BTreeMap<String, String>,
-    /// Login name of its sessions, if it says one.
+    /// Login name or number, perhaps with `:` and a group.
     pub user: Option<String>,
+    /// Directory.
+    pub working_directory: Option<String>,
+    /// Program that an image starts, with its first arguments.
+    pub entrypoint: Vec<String>,
+    /// Arguments of it, or the program.
+    pub command: Vec<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Architecture as images name it: `amd64`.
+    pub architecture: Option<String>,
 }
 
 /// When to build a template although there is one.
@@ -75,6 +108,10 @@ pub struct TemplateOptions {
     pub pull: PullTemplate,
     /// Another package archive than the one in the configuration of the host's apt.
     pub mirror: Option<String>,
+    /// Socket of the host's Docker daemon, whose images come before those of a registry.
+    pub docker: Option<PathBuf>,
+    /// How registries are reached.
+    pub registries: RegistryOptions,
     /// Variables for the tools that fetch, like proxy settings; nothing else of the environment reaches them.
     pub environment: Vec<(OsString, OsString)>,
 }
@@ -108,7 +145,21 @@ pub enum TemplateError {
         /// Why not.
         source: BuildError,
     },
-    /// A root file system cannot be made into a disk.
+    /// The agent's packages cannot be fetched.
+    #[error("failed to fetch the agent of the template `{name}`")]
+    Agent {
+        /// The template.
+        name: String,
+        /// Why not.
+        source: NpmError,
+    },
+    /// It has as many layers as a VM has room for.
+    #[error("the template `{name}` has {LAYERS_MAX} layers already, and a VM has no room for more")]
+    TooManyLayers {
+        /// The template.
+        name: String,
+    },
+    /// Files cannot be made into a layer.
     #[error("failed to make a disk of the template `{name}`")]
     Disk {
         /// The template.
@@ -124,42 +175,35 @@ pub enum TemplateError {
         /// Why not.
         source: io::Error,
     },
+    /// An image made elsewhere is damaged, refused, or not there.
+    #[error("failed to load the image `{name}`")]
+    Import {
+        /// What was asked for.
+        name: String,
+        /// Why not.
+        source: ImportError,
+    },
+    /// A name that no template can have.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
     /// The cache cannot be read or written.
     #[error(transparent)]
     Cache(#[from] CacheError),
 }
 
-/// `manifest.json` of a template.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Manifest {
-    format_version: u32,
-    name: String,
-    /// Key of the recipe, or digest of the file that it was made from.
-    source: String,
-    /// Nanoseconds since the epoch: of several images of one source, the newest is used.
-    made: u64,
-    environment: BTreeMap<String, String>,
-    user: Option<String>,
-}
-
-impl Manifest {
-    /// Of a template made now that says nothing of its sessions.
-    fn new(name: &str, source: &str) -> Self {
-        Self {
-            format_version: FORMAT_VERSION,
-            name: name.to_owned(),
-            source: source.to_owned(),
-            made: now(),
-            environment: BTreeMap::new(),
-            user: None,
-        }
-    }
-}
-
 /// What is to be made, and what tells it from others.
 enum Source {
+    /// It is there under this name, and nothing has to be made.
+    There(Box<Template>),
     Recipe(Box<Recipe>),
-    File { path: PathBuf, kind: disk::Kind },
+    /// An archive or layout of images.
+    Images(PathBuf),
+    /// An image that has to be fetched.
+    Image(Reference),
+    File {
+        path: PathBuf,
+        kind: layer::Kind,
+    },
 }
 
 /// Returns the template of a name, making it if it is not there yet.
@@ -170,48 +214,216 @@ pub fn template(
     options: &TemplateOptions,
     progress: &dyn Progress,
 ) -> Result<Template, TemplateError> {
+    if let Some(recipe) = agent::recipe(&options.name) {
+        return agent::template(options, &recipe, progress);
+    }
     let (source, key) = resolve(options, progress)?;
-    let cache = Cache::new(options.images.join("templates"));
+    match source {
+        Source::There(template) => return Ok(*template),
+        Source::Images(path) => return first_image(&options.images, &path, progress),
+        Source::Image(name) => return fetch(options, &name, progress),
+        Source::Recipe(_) | Source::File { .. } => {}
+    }
+    let store = TemplateStore::new(&options.images);
     let is_recipe = matches!(source, Source::Recipe(_));
-    let asked = now();
+    let asked = store::now();
     if !(is_recipe && options.pull == PullTemplate::Always)
-        && let Some(found) = newest(&cache, &key, &options.name, None)
+        && let Some(found) = store.newest(&key, &options.name, None)
     {
         return Ok(found);
     }
     if is_recipe && options.pull == PullTemplate::Never {
         return Err(TemplateError::Absent { name: options.name.clone() });
     }
-    let locked = cache.lock(progress)?;
-    let log = options.images.join("logs/template.log");
+    let locked = store.lock(progress)?;
     // Whoever had the lock may have made it meanwhile; something built after we asked is as new as we want it.
     let not_before = (is_recipe && options.pull == PullTemplate::Always).then_some(asked);
-    if let Some(found) = newest(&cache, &key, &options.name, not_before) {
+    if let Some(found) = store.newest(&key, &options.name, not_before) {
         return Ok(found);
     }
+    let log = options.images.join("logs/template.log");
     let tools = Toolbox::new(&options.environment, &log, locked.file())
         .map_err(CacheError::io("create", &log))?;
-    let (draft, manifest) = if let Source::File { path, kind: disk::Kind::Image } = &source {
-        copy_image(&locked, path, Manifest::new(&options.name, &key), progress)?
-    } else {
-        let builder = Builder::new(&tools, &locked, options, progress)?;
-        builder.build(&source, Manifest::new(&options.name, &key))?
+    clear_leftovers(&locked, &tools);
+    let draft = locked.begin("template")?;
+    let image = draft.path().join(LAYER);
+    let (origin, config) = match &source {
+        Source::File { path, kind } => {
+            make_of_file(path, *kind, &image, progress)
+                .map_err(|source| TemplateError::Disk { name: options.name.clone(), source })?;
+            (Origin::File, TemplateConfig::default())
+        }
+        Source::There(_) | Source::Images(_) | Source::Image(_) => {
+            return Err(TemplateError::Unknown { name: options.name.clone() });
+        }
+        Source::Recipe(recipe) => {
+            make_of_recipe(recipe, options, &tools, &draft, progress)?;
+            (Origin::Recipe, recipe.config())
+        }
     };
-    let digest =
-        Key::default().part("source", &key).part("made", manifest.made.to_le_bytes()).finish();
-    draft.publish_as(&digest, &manifest)?;
-    tracing::info!(%digest, name = options.name, "template made");
-    load(&cache, &digest, &options.name).ok_or(TemplateError::Gone { digest })
+    let layers = vec![LayerRecord { digest: store.take_layer(&image)?, source: None }];
+    clear(draft.path())?;
+    let manifest = Manifest::new(&options.name, origin, &key, layers, config);
+    let made = finish(&store, draft, &manifest, &options.name)?;
+    if let Source::Recipe(recipe) = &source {
+        name_it(&store, &recipe.reference(), &made)?;
+    }
+    Ok(made)
 }
 
-/// Returns the very image that a sandbox was made with.
-pub fn template_image(images: &Path, name: &str, digest: &str) -> Result<Template, TemplateError> {
-    let cache = Cache::new(images.join("templates"));
+/// Gives a template a name; the lock is held.
+fn name_it(store: &TemplateStore, name: &str, template: &Template) -> Result<(), CacheError> {
+    let digest = template.digest.trim_start_matches(DIGEST_PREFIX).to_owned();
+    store.change_references(|references| drop(references.insert(name.to_owned(), digest)))
+}
+
+/// The first image of an archive or layout; the others are loaded too.
+fn first_image(
+    images: &Path,
+    path: &Path,
+    progress: &dyn Progress,
+) -> Result<Template, TemplateError> {
+    let loaded = import::load_images(images, path, None, progress)?.into_iter().next();
+    let name = path.display().to_string();
+    let template = loaded.ok_or_else(|| TemplateError::Unknown { name: name.clone() })?;
+    // The sandbox is told by the name that was given.
+    Ok(Template { name, ..template })
+}
+
+/// An image that has no recipe: from the host's Docker daemon, else from its registry.
+fn fetch(
+    options: &TemplateOptions,
+    name: &Reference,
+    progress: &dyn Progress,
+) -> Result<Template, TemplateError> {
+    if options.pull == PullTemplate::Never {
+        return Err(TemplateError::Absent { name: options.name.clone() });
+    }
+    let source = options.pull;
+    let from_docker = match (&options.docker, source) {
+        (Some(docker), PullTemplate::Missing) => {
+            import::fetch_from_docker(&options.images, docker, name, progress)
+        }
+        _ => Err(ImportError::NoDocker),
+    };
+    let reason = match from_docker {
+        Ok(template) => return Ok(template),
+        Err(reason @ (ImportError::NoDocker | ImportError::NotInDocker { .. })) => reason,
+        Err(source) => {
+            return Err(TemplateError::Import { name: name.to_string(), source });
+        }
+    };
+    tracing::info!(%reason, "not from the host's Docker daemon");
+    import::fetch_from_registry(options, name, progress)
+        .map_err(|source| TemplateError::Import { name: name.to_string(), source })
+}
+
+/// Writes down what was made, and finds it again.
+fn finish(
+    store: &TemplateStore,
+    draft: Draft,
+    manifest: &Manifest,
+    name: &str,
+) -> Result<Template, TemplateError> {
+    let digest = store.publish(draft, manifest)?;
+    tracing::info!(%digest, name, "template made");
+    store.load(&digest, name).ok_or(TemplateError::Gone { digest })
+}
+
+/// Returns the very template that a sandbox was made with.
+pub fn template_image(
+    images: &Path,
+    name: &str,
+    digest: &str,
+    progress: &dyn Progress,
+) -> Result<Template, TemplateError> {
+    let store = TemplateStore::new(images);
     let gone = || TemplateError::Gone { digest: digest.to_owned() };
-    let key = digest.strip_prefix(DIGEST_PREFIX).ok_or_else(gone)?;
-    // It becomes a part of a path.
-    let is_digest = key.len() == 64 && key.bytes().all(|byte| byte.is_ascii_hexdigit());
-    is_digest.then(|| load(&cache, key, name)).flatten().ok_or_else(gone)
+    let key = TemplateStore::parse_digest(digest).ok_or_else(gone)?;
+    if let Some(found) = store.load(key, name) {
+        return Ok(found);
+    }
+    // What is there in an older form is taken in by whoever has the lock.
+    let _locked = store.lock(progress)?;
+    store.load(key, name).ok_or_else(gone)
+}
+
+/// Where the files of a new layer are.
+pub enum LayerFiles<'a> {
+    /// A directory of files whose owners are those that they have in the tools' namespace (root's files are the
+    /// caller's own, the others' are of the caller's subordinate ids).
+    Directory(&'a Path),
+    /// The archive of a layer, whiteouts as OCI has them.
+    Archive(Box<dyn Read + 'a>),
+}
+
+impl std::fmt::Debug for LayerFiles<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Directory(_) => "Directory",
+            Self::Archive(_) => "Archive",
+        })
+    }
+}
+
+/// A template to be made from another one.
+#[derive(Debug)]
+pub struct NewLayer<'a> {
+    /// `Layout.images`.
+    pub images: &'a Path,
+    /// What the layer goes on.
+    pub base: &'a Template,
+    /// The files that it adds and takes away.
+    pub files: LayerFiles<'a>,
+    /// What the new template is called.
+    pub name: &'a str,
+    /// What it says of its sessions.
+    pub config: TemplateConfig,
+    /// What it is made from, so that [`template_of_source`] finds it again.
+    pub source: &'a str,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Variables for the tools.
+    pub environment: &'a [(OsString, OsString)],
+}
+
+/// Puts a layer on a template, and gives the result a name, which is taken from whatever had it.
+pub fn add_layer(new: NewLayer<'_>, progress: &dyn Progress) -> Result<Template, TemplateError> {
+    let name = Reference::parse(new.name)?.to_string();
+    let name = name.as_str();
+    let store = TemplateStore::new(new.images);
+    let locked = store.lock(progress)?;
+    let base = TemplateStore::parse_digest(&new.base.digest)
+        .and_then(|digest| store.manifest(digest))
+        .ok_or_else(|| TemplateError::Gone { digest: new.base.digest.clone() })?;
+    if base.layers.len() >= LAYERS_MAX {
+        return Err(TemplateError::TooManyLayers { name: new.base.name.clone() });
+    }
+    let log = new.images.join("logs/template.log");
+    let tools = Toolbox::new(new.environment, &log, locked.file())
+        .map_err(CacheError::io("create", &log))?;
+    clear_leftovers(&locked, &tools);
+    let draft = locked.begin("layer")?;
+    let image = draft.path().join(LAYER);
+    progress.step("making the layer's disk");
+    let made = match new.files {
+        LayerFiles::Directory(tree) => Namespace::of_caller(&tools)
+            .map_err(DiskError::from)
+            .and_then(|namespace| layer::of_directory(&tools, namespace, tree, &image)),
+        LayerFiles::Archive(input) => layer::of_archive(input, &image),
+    };
+    made.map_err(|source| TemplateError::Disk { name: name.to_owned(), source })?;
+    let mut layers = base.layers;
+    layers.push(LayerRecord { digest: store.take_layer(&image)?, source: None });
+    let manifest = Manifest::new(name, new.origin, new.source, layers, new.config);
+    let made = finish(&store, draft, &manifest, name)?;
+    name_it(&store, name, &made)?;
+    Ok(made)
+}
+
+/// The newest template that was made from this source, under a name of the caller's.
+pub fn template_of_source(images: &Path, source: &str, name: &str) -> Option<Template> {
+    TemplateStore::new(images).newest(source, name, None)
 }
 
 fn resolve(
@@ -219,17 +431,31 @@ fn resolve(
     progress: &dyn Progress,
 ) -> Result<(Source, String), TemplateError> {
     let name = options.name.as_str();
+    let store = TemplateStore::new(&options.images);
+    let named = Reference::parse(name).ok().and_then(|name| manage::named(&store, &name));
+    // What somebody gave a flavor's name to comes before the recipe of that name.
+    let again = options.pull == PullTemplate::Always;
+    if let Some(template) = named.filter(|template| !store.is_of_recipe(template))
+        && !(again && store.is_fetched(&template))
+    {
+        return Ok((Source::There(Box::new(template)), String::new()));
+    }
     if let Some(recipe) = Recipe::named(name) {
         let key = recipe.key();
         return Ok((Source::Recipe(Box::new(recipe)), key));
     }
     let path = PathBuf::from(name);
+    let is_layout = path.join("oci-layout").is_file();
     // Docker's names have slashes too, so only what is there, or can be nothing else, is taken as a path.
-    if !path.is_file() && !path.is_absolute() && !name.starts_with('.') {
-        return Err(TemplateError::Unknown { name: name.to_owned() });
+    if !path.is_file() && !is_layout && !path.is_absolute() && !name.starts_with('.') {
+        return Ok((Source::Image(Reference::parse(name)?), String::new()));
+    }
+    let import_failed = |source| TemplateError::Import { name: name.to_owned(), source };
+    if is_layout || path.is_file() && import::holds_images(&path).map_err(import_failed)? {
+        return Ok((Source::Images(path), String::new()));
     }
     let failed = |source| TemplateError::Input { path: path.clone(), source };
-    let kind = disk::kind_of(&path).map_err(failed)?;
+    let kind = layer::kind_of(&path).map_err(failed)?;
     let key = digest::known::of_file(&options.images, &path, || {
         progress.step("reading the template");
     })
@@ -237,125 +463,62 @@ fn resolve(
     Ok((Source::File { path, kind }, key))
 }
 
-/// A disk image is used as it is, for which nothing needs to be installed.
-fn copy_image(
-    locked: &Locked<'_>,
+/// A disk image is used as it is; anything else is the archive of a root file system.
+fn make_of_file(
     path: &Path,
-    manifest: Manifest,
+    kind: layer::Kind,
+    image: &Path,
     progress: &dyn Progress,
-) -> Result<(Draft, Manifest), TemplateError> {
-    progress.step("copying the template");
-    for left in locked.leftovers()? {
-        // What somebody's build left behind may need a namespace to be removed; then the next build does that.
-        if let Err(error) = crate::cache::remove(&left) {
-            tracing::info!(%error, path = %left.display(), "not removed");
+) -> Result<(), DiskError> {
+    match kind {
+        layer::Kind::Image => {
+            progress.step("copying the template");
+            fs::copy(path, image).map(drop).map_err(CacheError::io("write", image))?;
+            Ok(())
+        }
+        layer::Kind::Archive => {
+            progress.step("making the template's disk");
+            layer::of_root_archive(path, image)
         }
     }
-    let draft = locked.begin("image")?;
-    let image = draft.path().join(IMAGE);
-    fs::copy(path, &image).map_err(CacheError::io("write", &image))?;
-    Ok((draft, manifest))
 }
 
-/// Makes a disk image of a root file system.
-struct Builder<'a> {
-    tools: &'a Toolbox,
-    namespace: Namespace,
-    draft: Draft,
-    options: &'a TemplateOptions,
-    progress: &'a dyn Progress,
+fn make_of_recipe(
+    recipe: &Recipe,
+    options: &TemplateOptions,
+    tools: &Toolbox,
+    draft: &Draft,
+    progress: &dyn Progress,
+) -> Result<(), TemplateError> {
+    let failed = |source| TemplateError::Build { name: options.name.clone(), source };
+    let namespace = Namespace::of_caller(tools).map_err(|error| failed(error.into()))?;
+    let mirror = options.mirror.as_deref();
+    let archive =
+        build::build(tools, namespace, recipe, mirror, draft.path(), progress).map_err(failed)?;
+    progress.step("making the template's disk");
+    layer::of_root_archive(&archive, &draft.path().join(LAYER))
+        .map_err(|source| TemplateError::Disk { name: options.name.clone(), source })
 }
 
-impl<'a> Builder<'a> {
-    /// Checks that everything is there that the work needs, and clears the place.
-    fn new(
-        tools: &'a Toolbox,
-        locked: &Locked<'_>,
-        options: &'a TemplateOptions,
-        progress: &'a dyn Progress,
-    ) -> Result<Self, TemplateError> {
-        let failed = |source| TemplateError::Disk { name: options.name.clone(), source };
-        tools
-            .require("mkfs.erofs", "-V", disk::MKFS_PACKAGE)
-            .map_err(|error| failed(error.into()))?;
-        let namespace = Namespace::of_caller(tools).map_err(|error| failed(error.into()))?;
-        for path in locked.leftovers()? {
-            namespace.remove(tools, &path).map_err(|error| failed(error.into()))?;
+/// Removes what makers left behind that were killed.
+fn clear_leftovers(locked: &Locked<'_>, tools: &Toolbox) {
+    for path in locked.leftovers().unwrap_or_default() {
+        // A tree may have files of owners that only a namespace can remove.
+        let removed = crate::cache::remove(&path).is_ok()
+            || Namespace::of_caller(tools)
+                .and_then(|namespace| namespace.remove(tools, &path))
+                .is_ok();
+        if !removed {
+            tracing::info!(path = %path.display(), "not removed");
         }
-        let draft = locked.begin("template")?;
-        Ok(Self { tools, namespace, draft, options, progress })
-    }
-
-    /// Puts the image into the draft, alone.
-    fn build(
-        self,
-        source: &Source,
-        mut manifest: Manifest,
-    ) -> Result<(Draft, Manifest), TemplateError> {
-        let name = &self.options.name;
-        let directory = self.draft.path();
-        let archive = match source {
-            Source::Recipe(recipe) => {
-                manifest.environment.clone_from(&recipe.environment);
-                manifest.user = Some(recipe.user.clone());
-                let mirror = self.options.mirror.as_deref();
-                let (tools, namespace) = (self.tools, self.namespace);
-                build::build(tools, namespace, recipe, mirror, directory, self.progress)
-                    .map_err(|source| TemplateError::Build { name: name.clone(), source })?
-            }
-            Source::File { path, .. } => path.clone(),
-        };
-        self.progress.step("making the template's disk");
-        let (tree, image) = (directory.join("tree"), directory.join(IMAGE));
-        disk::make(self.tools, self.namespace, &archive, &tree, &image)
-            .map_err(|source| TemplateError::Disk { name: name.clone(), source })?;
-        clear(directory)?;
-        Ok((self.draft, manifest))
     }
 }
 
 /// Removes everything that was only needed on the way.
 fn clear(draft: &Path) -> Result<(), CacheError> {
     for entry in fs::read_dir(draft).map_err(CacheError::io("list", draft))? {
-        let entry = entry.map_err(CacheError::io("list", draft))?;
-        if entry.file_name() != IMAGE {
-            let path = entry.path();
-            crate::cache::remove(&path).map_err(CacheError::io("remove", &path))?;
-        }
+        let path = entry.map_err(CacheError::io("list", draft))?.path();
+        crate::cache::remove(&path).map_err(CacheError::io("remove", &path))?;
     }
     Ok(())
-}
-
-/// The newest image of a source, made at `not_before` or later.
-fn newest(cache: &Cache, source: &str, name: &str, not_before: Option<u64>) -> Option<Template> {
-    let (path, _) = cache
-        .all::<Manifest>()
-        .into_iter()
-        .filter(|(path, manifest)| {
-            manifest.source == source
-                && manifest.format_version == FORMAT_VERSION
-                && path.join(IMAGE).is_file()
-                && not_before.is_none_or(|time| manifest.made >= time)
-        })
-        .max_by_key(|(_, manifest)| manifest.made)?;
-    load(cache, path.file_name()?.to_str()?, name)
-}
-
-/// Nanoseconds since the epoch, enough for five centuries.
-fn now() -> u64 {
-    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn load(cache: &Cache, digest: &str, name: &str) -> Option<Template> {
-    let manifest: Manifest = cache.manifest(digest)?;
-    let image = cache.path(digest).join(IMAGE);
-    let usable = manifest.format_version == FORMAT_VERSION && image.is_file();
-    usable.then(|| Template {
-        image,
-        digest: format!("{DIGEST_PREFIX}{digest}"),
-        name: name.to_owned(),
-        environment: manifest.environment,
-        user: manifest.user,
-    })
 }

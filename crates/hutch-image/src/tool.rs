@@ -193,6 +193,45 @@ impl Tool<'_> {
         Ok(output)
     }
 
+    /// Runs to the end; `take` gets its standard output as a stream, only the other output is lines for the log.
+    pub(crate) fn read(
+        mut self,
+        take: &mut dyn FnMut(&mut dyn io::Read) -> io::Result<()>,
+    ) -> Result<(), ToolError> {
+        let mut reason = Reason::default();
+        let status = self.stream_to(take, &mut reason).map_err(|source| self.not_run(source))?;
+        if status.success() {
+            return Ok(());
+        }
+        let log = self.toolbox.log_path.clone();
+        let last_line = reason.into_line();
+        Err(ToolError::Failed { program: self.shown, status, last_line, log })
+    }
+
+    fn stream_to(
+        &mut self,
+        take: &mut dyn FnMut(&mut dyn io::Read) -> io::Result<()>,
+        reason: &mut Reason,
+    ) -> io::Result<ExitStatus> {
+        let input = self.toolbox.lock.try_clone()?;
+        let (mut output, theirs) = io::pipe()?;
+        let (errors, their_errors) = io::pipe()?;
+        self.command.stdin(input).stdout(theirs).stderr(their_errors);
+        self.toolbox.note(&format!("$ {:?}", self.command))?;
+        let mut child = self.command.spawn()?;
+        self.command.stdout(Stdio::null()).stderr(Stdio::null());
+        let toolbox = self.toolbox;
+        let (taken, logged) = std::thread::scope(|scope| {
+            // Both at once: a program that waits for room in one of them never ends.
+            let lines = scope.spawn(|| toolbox.copy_lines(errors, &mut |_| {}, reason));
+            let taken = take(&mut output);
+            drop(output);
+            (taken, lines.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into())))
+        });
+        let status = child.wait()?;
+        taken.and(logged).map(|()| status)
+    }
+
     fn stream(
         &mut self,
         on_line: &mut dyn FnMut(&str),
@@ -242,7 +281,9 @@ impl Reason {
             self.disk_full = Some(line.to_owned());
         }
         // Of several errors (of apt and mmdebstrap, of dpkg, of pip) the first is the cause, the others follow from it.
-        let is_error = ["E: ", "dpkg: error", "ERROR: "].iter().any(|mark| line.starts_with(mark));
+        let is_error = ["E: ", "dpkg: error", "ERROR: ", "npm error "]
+            .iter()
+            .any(|mark| line.starts_with(mark) && !line.starts_with("npm error code "));
         if self.first_error.is_none() && is_error {
             self.first_error = Some(line.to_owned());
         }

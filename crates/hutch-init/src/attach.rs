@@ -13,7 +13,7 @@ use std::time::Duration;
 use hutch_wire::guest::{AttachSpec, Bytes, EngineStart, WORKSPACE_PORT};
 use hutch_wire::network::NETWORK_PORT;
 
-use crate::container::{Container, ContainerError, ContainerSpec};
+use crate::container::{self, Container, ContainerError, ContainerSpec};
 use crate::devices::Devices;
 use crate::disks::{self, DiskError, Places};
 use crate::engine::Engine;
@@ -70,48 +70,67 @@ pub(crate) struct Hardware {
     pub(crate) devices: Devices,
     /// Drivers and file systems on their way.
     pub(crate) modules: Loading,
-    /// What was mounted already for any sandbox of the template.
-    pub(crate) prepared: Mutex<Option<Places>>,
+    /// What was made already for any sandbox of the template.
+    pub(crate) prepared: Mutex<Option<Prepared>>,
+}
+
+/// What is the same for each sandbox of the template.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    places: Places,
+    container: container::Prepared,
 }
 
 /// Does what is the same for each sandbox of the template: its disk is mounted, and some of its files are in memory.
 pub(crate) async fn prepare(hardware: Arc<Hardware>, files: Vec<Bytes>) -> Result<(), AttachError> {
-    blocking(move || {
+    let for_template = Arc::clone(&hardware);
+    let places = blocking(move || {
+        let hardware = for_template;
         let mut stages = Stages::start();
         let places = template(&hardware, &mut stages)?;
-        let root = Root::open(&places.template).map_err(AttachError::Root)?;
-        let read: u64 = files.iter().map(|file| read_ahead(&root, file)).sum();
+        let layers =
+            places.layers().map(|layer| Root::open(&layer)).collect::<io::Result<Vec<_>>>();
+        let layers = layers.map_err(AttachError::Root)?;
+        let read: u64 = files.iter().map(|file| read_ahead(&layers, file)).sum();
         stages.mark("files");
         hardware.modules.finish_network();
         stages.mark("network");
-        *hardware.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(places);
         log::info(format!("prepared, {} MiB read; {stages}", read >> 20));
-        Ok(())
-    })
-    .await
+        Ok(places)
+    });
+    let (places, container) = tokio::try_join!(places, prepare_container())?;
+    *hardware.prepared.lock().unwrap_or_else(PoisonError::into_inner) =
+        Some(Prepared { places, container });
+    Ok(())
+}
+
+async fn prepare_container() -> Result<container::Prepared, AttachError> {
+    Ok(container::Prepared::make(Path::new(PROGRAM), Path::new(CGROUP_ROOT)).await?)
 }
 
 /// Has a file of the template in the page cache; gives its bytes.
-fn read_ahead(root: &Root, file: &[u8]) -> u64 {
+fn read_ahead(layers: &[Root], file: &[u8]) -> u64 {
     let path = Path::new(OsStr::from_bytes(file));
-    match root.read(path).and_then(|mut file| io::copy(&mut file, &mut io::sink())) {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            log::info(format!("{} not read ahead: {error}", path.display()));
-            0
+    let mut result = Err(io::ErrorKind::NotFound.into());
+    // The uppermost layer that has it: the others' is not what anybody will read.
+    for root in layers {
+        result = root.read(path).and_then(|mut file| io::copy(&mut file, &mut io::sink()));
+        if result.is_ok() {
+            break;
         }
     }
+    result.unwrap_or_else(|error| {
+        log::info(format!("{} not read ahead: {error}", path.display()));
+        0
+    })
 }
 
-/// The template's disk, mounted now or before.
+/// Mounts the template's disk.
 fn template(hardware: &Hardware, stages: &mut Stages) -> Result<Places, AttachError> {
-    if let Some(places) = hardware.prepared.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        return Ok(places);
-    }
     hardware.modules.finish();
     stages.mark("modules");
-    let places = Places::make(Path::new(BASE)).map_err(DiskError::Places)?;
-    disks::mount_template(&hardware.devices, &places.template)?;
+    let mut places = Places::make(Path::new(BASE)).map_err(DiskError::Places)?;
+    disks::mount_template(&hardware.devices, &mut places)?;
     stages.mark("template");
     Ok(places)
 }
@@ -140,26 +159,49 @@ pub(crate) async fn attach(
     stages.mark("identity");
 
     let spec = Arc::new(spec);
-    let (for_root, for_hardware) = (Arc::clone(&spec), Arc::clone(&hardware));
-    let (places, root, mut stages) =
-        blocking(move || make_root(&for_hardware, &for_root, stages)).await?;
+    let prepared = hardware.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let (places, container) = match prepared {
+        Some(Prepared { places, container }) => (places, container),
+        None => {
+            let for_template = Arc::clone(&hardware);
+            let places = blocking(move || template(&for_template, &mut Stages::start()));
+            let made = tokio::try_join!(places, prepare_container())?;
+            stages.mark("preparing");
+            made
+        }
+    };
+    // Things that do not need each other, on as many processors as there are.
+    let mounted = {
+        let (hardware, places) = (Arc::clone(&hardware), places.clone());
+        blocking(move || mount_root(&hardware, &places))
+    };
+    let network = start_network(&hardware, &spec);
+    let workspaces = async {
+        match spec.workspaces.is_empty() {
+            true => Ok(()),
+            false => start_workspaces(&hardware, &places.workspaces).await,
+        }
+    };
+    let (root, (), ()) = tokio::try_join!(mounted, network, workspaces)?;
     let root = Arc::new(root);
-    start_network(&hardware, &spec).await?;
-    stages.mark("network");
-
-    if !spec.workspaces.is_empty() {
-        start_workspaces(&hardware, &places.workspaces).await?;
-        stages.mark("workspace channel");
-        let (source, for_binds) = (places.workspaces.clone(), Arc::clone(&spec));
-        let root = Arc::clone(&root);
-        // Blocks on requests that the runtime's own thread may have to carry.
-        blocking(move || Ok(workspaces::bind(&root, &source, &for_binds.workspaces)?)).await?;
-        stages.mark("workspaces");
-    }
-
-    let container =
-        Container::start(Path::new(PROGRAM), container_spec(&spec, places.root)).await?;
-    stages.mark("container");
+    stages.mark("mounts");
+    let files = {
+        let (root, spec) = (Arc::clone(&root), Arc::clone(&spec));
+        blocking(move || {
+            write_files(&root, &spec);
+            Ok(())
+        })
+    };
+    let trusted = {
+        let (root, spec) = (Arc::clone(&root), Arc::clone(&spec));
+        blocking(move || match has_network(&spec) {
+            true => Ok(trust::install(&root, &spec.ca_pem)?),
+            false => Ok(()),
+        })
+    };
+    let container = enter(container, Arc::clone(&root), Arc::clone(&spec), places);
+    let (container, (), ()) = tokio::try_join!(container, files, trusted)?;
+    stages.mark("container, files");
     let engine = serve_engine(&container, &root, spec.engine);
     log::info(format!("attached; {stages}"));
     Ok(Attached { container, root, engine })
@@ -173,21 +215,44 @@ fn serve_engine(container: &Container, root: &Arc<Root>, start: EngineStart) -> 
     served.map_err(|error| log::warn(format!("no Docker socket: {error}"))).ok()
 }
 
-fn make_root(
-    hardware: &Hardware,
-    spec: &AttachSpec,
-    mut stages: Stages,
-) -> Result<(Places, Root, Stages), AttachError> {
-    let places = template(hardware, &mut stages)?;
+/// Completes the container: its mounts are those that are there now.
+async fn enter(
+    container: container::Prepared,
+    root: Arc<Root>,
+    spec: Arc<AttachSpec>,
+    places: Places,
+) -> Result<Container, AttachError> {
+    let mut stages = Stages::start();
+    let inside = container_spec(&spec, places.root);
+    if !spec.workspaces.is_empty() {
+        let source = places.workspaces;
+        // Blocks on requests that the runtime's own thread may have to carry.
+        blocking(move || Ok(workspaces::bind(&root, &source, &spec.workspaces)?)).await?;
+        stages.mark("workspaces");
+    }
+    let container = container.enter(inside).await?;
+    stages.mark("container");
+    log::info(format!("entered; {stages}"));
+    Ok(container)
+}
+
+fn mount_root(hardware: &Hardware, places: &Places) -> Result<Root, AttachError> {
+    let mut stages = Stages::start();
     disks::mount_data(&hardware.devices, &places.data)?;
     stages.mark("data");
-    disks::mount_root(&places)?;
+    disks::mount_root(places)?;
     let root = Root::open(&places.root).map_err(AttachError::Root)?;
-    disks::mount_plain_directories(&places, &root);
+    disks::mount_plain_directories(places, &root);
     stages.mark("overlay");
+    log::info(format!("root; {stages}"));
+    Ok(root)
+}
+
+fn write_files(root: &Root, spec: &AttachSpec) {
+    let mut stages = Stages::start();
     let network = has_network(spec).then_some(network::ADDRESS);
     identity::write(
-        &root,
+        root,
         Identity {
             hostname: &spec.hostname,
             machine_id: &spec.machine_id,
@@ -196,11 +261,10 @@ fn make_root(
         },
     );
     if network.is_some() {
-        trust::install(&root, &spec.ca_pem)?;
-        tools::write(&root, &spec.environment, &spec.user);
+        tools::write(root, &spec.environment, &spec.user);
     }
     stages.mark("files");
-    Ok((places, root, stages))
+    log::info(format!("files; {stages}"));
 }
 
 fn container_spec(spec: &AttachSpec, root: PathBuf) -> ContainerSpec {

@@ -29,7 +29,7 @@ use std::path::PathBuf;
 use hutch_wire::guest::{Bytes, ExecFailure};
 use thiserror::Error;
 
-pub use client::{Container, Process, StdioFds};
+pub use client::{Container, Prepared, Process, StdioFds};
 
 /// First argument of the program that makes it the container's supervisor.
 pub const ARGUMENT: &str = "container";

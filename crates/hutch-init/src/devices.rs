@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use hutch_wire::guest::TemplateDisk;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
@@ -44,25 +45,41 @@ impl Devices {
 
     /// The device file of the virtio-serial port of this name.
     pub(crate) fn port(&self, name: &str, limit: Duration) -> Result<PathBuf, DeviceMissing> {
-        self.wait("virtio-serial port", name, limit, || find(Path::new(PORTS), "name", name))
+        self.find("virtio-serial port", name, limit, || find(Path::new(PORTS), "name", name))
     }
 
     /// The device file of the disk with this serial number.
     pub(crate) fn disk(&self, serial: &str, limit: Duration) -> Result<PathBuf, DeviceMissing> {
-        self.wait("disk", serial, limit, || find(Path::new(BLOCK), "serial", serial))
+        self.find("disk", serial, limit, || find(Path::new(BLOCK), "serial", serial))
     }
 
-    fn wait(
+    /// The device files of the template's disks, the lowest layer first.
+    pub(crate) fn template_disks(&self, limit: Duration) -> Result<Vec<PathBuf>, DeviceMissing> {
+        self.wait("disk", "template", limit, || template_disks(Path::new(BLOCK)))
+            .map(|devices| devices.iter().map(|device| Path::new("/dev").join(device)).collect())
+    }
+
+    fn find(
         &self,
         kind: &'static str,
         name: &str,
         limit: Duration,
         look: impl Fn() -> Option<String>,
     ) -> Result<PathBuf, DeviceMissing> {
+        self.wait(kind, name, limit, look).map(|device| Path::new("/dev").join(device))
+    }
+
+    fn wait<T>(
+        &self,
+        kind: &'static str,
+        name: &str,
+        limit: Duration,
+        look: impl Fn() -> Option<T>,
+    ) -> Result<T, DeviceMissing> {
         let start = Instant::now();
         loop {
-            if let Some(device) = look() {
-                return Ok(Path::new("/dev").join(device));
+            if let Some(found) = look() {
+                return Ok(found);
             }
             if start.elapsed() >= limit {
                 return Err(DeviceMissing { kind, name: name.to_owned(), waited: limit });
@@ -103,26 +120,46 @@ fn event_socket() -> rustix::io::Result<OwnedFd> {
 
 /// The entry of a sysfs class whose attribute has this value.
 fn find(class: &Path, attribute: &str, value: &str) -> Option<String> {
-    let entries = fs::read_dir(class).ok()?;
-    entries.flatten().find_map(|entry| {
+    all(class, attribute).find_map(|(name, found)| (found == value).then_some(name))
+}
+
+/// The entries of a sysfs class that have this attribute, with its value.
+fn all(class: &Path, attribute: &str) -> impl Iterator<Item = (String, String)> {
+    let entries = fs::read_dir(class).into_iter().flatten().flatten();
+    entries.filter_map(move |entry| {
         let found = fs::read_to_string(entry.path().join(attribute)).ok()?;
         // Serial numbers are padded with zero bytes.
-        (found.trim_end_matches(['\n', '\0', ' ']) == value)
-            .then(|| entry.file_name().into_string().ok())?
+        let found = found.trim_end_matches(['\n', '\0', ' ']).to_owned();
+        Some((entry.file_name().into_string().ok()?, found))
     })
+}
+
+/// The template's disks in their order, once all of them are there.
+fn template_disks(class: &Path) -> Option<Vec<String>> {
+    let mut found: Vec<(TemplateDisk, String)> = all(class, "serial")
+        .filter_map(|(name, serial)| Some((TemplateDisk::parse(&serial)?, name)))
+        .collect();
+    found.sort_by_key(|(disk, _)| disk.layer);
+    let layers = found.first()?.0.layers;
+    let complete = found.iter().map(|(disk, _)| *disk).eq(TemplateDisk::all(layers));
+    complete.then(|| found.into_iter().map(|(_, name)| name).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[expect(clippy::disallowed_methods, reason = "a file of the test's own")]
     fn class(entries: &[(&str, &str)]) -> tempfile::TempDir {
+        class_of("name", entries)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a file of the test's own")]
+    fn class_of(attribute: &str, entries: &[(&str, &str)]) -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
         for (entry, name) in entries {
             let path = directory.path().join(entry);
             fs::create_dir(&path).unwrap();
-            fs::write(path.join("name"), name).unwrap();
+            fs::write(path.join(attribute), name).unwrap();
         }
         directory
     }
@@ -142,6 +179,17 @@ mod tests {
     }
 
     #[test]
+    fn the_templates_disks_are_taken_in_their_order_when_all_are_there() {
+        let disks = [("vda", "template.1.3"), ("vdb", "data"), ("vdc", "template.0.3\0\0")];
+        let class = class_of("serial", &disks);
+        assert_eq!(template_disks(class.path()), None);
+        let class = class_of("serial", &[disks.as_slice(), &[("vdd", "template.2.3")]].concat());
+        assert_eq!(template_disks(class.path()).unwrap(), ["vdc", "vda", "vdd"]);
+        let alone = class_of("serial", &[("vda", "template.0.1")]);
+        assert_eq!(template_disks(alone.path()).unwrap(), ["vda"]);
+    }
+
+    #[test]
     fn a_device_without_the_attribute_is_passed_over() {
         let class = class(&[("vda", "data")]);
         fs::create_dir(class.path().join("loop0")).unwrap();
@@ -152,7 +200,7 @@ mod tests {
     fn a_device_that_never_comes_is_named() {
         let devices = Devices { events: None };
         let error = devices
-            .wait("disk", "data", Duration::from_millis(1), || None)
+            .wait("disk", "data", Duration::from_millis(1), || None::<()>)
             .expect_err("nothing is there");
         assert_eq!(error.to_string(), "no disk named data came within 0 seconds");
     }

@@ -1,4 +1,4 @@
-//! The sandbox's disks: the template, the data disk, and the overlay that makes them one root.
+//! The sandbox's disks: the template's layers, the data disk, and the overlay that makes them one root.
 
 use std::ffi::{CStr, CString};
 use std::fs::{self, File, Permissions};
@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hutch_wire::guest::{DATA_DISK, TEMPLATE_DISK};
+use hutch_wire::guest::DATA_DISK;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 
@@ -26,8 +26,10 @@ const PLAIN_DIRECTORIES: [(&str, &str); 2] =
 /// Where the parts are mounted, all below one directory.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
-    /// The template's own file system.
+    /// The file systems of the template's layers, each in a directory that its number names, the lowest being 0.
     pub(crate) template: PathBuf,
+    /// How many there are.
+    pub(crate) layers: usize,
     /// The data disk.
     pub(crate) data: PathBuf,
     /// The overlay: the sandbox's root.
@@ -45,10 +47,16 @@ impl Places {
         };
         Ok(Self {
             template: place("template")?,
+            layers: 0,
             data: place("data")?,
             root: place("root")?,
             workspaces: place("workspaces")?,
         })
+    }
+
+    /// Where each layer is, the uppermost first.
+    pub(crate) fn layers(&self) -> impl Iterator<Item = PathBuf> {
+        (0..self.layers).rev().map(|layer| self.template.join(layer.to_string()))
     }
 }
 
@@ -100,11 +108,20 @@ pub(crate) enum DiskError {
     Places(#[source] io::Error),
 }
 
-/// Mounts the template read-only.
-pub(crate) fn mount_template(devices: &Devices, target: &Path) -> Result<(), DiskError> {
-    let disk = TEMPLATE_DISK;
-    let device = devices.disk(disk, DISK_LIMIT)?;
-    let head = read_head(&device).map_err(|source| DiskError::Read { disk, source })?;
+/// Mounts the template's layers, each by itself and read-only.
+pub(crate) fn mount_template(devices: &Devices, places: &mut Places) -> Result<(), DiskError> {
+    for (layer, device) in devices.template_disks(DISK_LIMIT)?.iter().enumerate() {
+        let target = places.template.join(layer.to_string());
+        fs::create_dir_all(&target).map_err(DiskError::Places)?;
+        mount_layer(device, &target)?;
+        places.layers = layer + 1;
+    }
+    Ok(())
+}
+
+fn mount_layer(device: &Path, target: &Path) -> Result<(), DiskError> {
+    let disk = "template";
+    let head = read_head(device).map_err(|source| DiskError::Read { disk, source })?;
     let kind = match Format::detect(&head) {
         Some(Format::Erofs) => "erofs",
         Some(Format::Squashfs) => "squashfs",
@@ -112,11 +129,11 @@ pub(crate) fn mount_template(devices: &Devices, target: &Path) -> Result<(), Dis
     };
     let flags = MountFlags::RDONLY | MountFlags::NOATIME | MountFlags::NODEV;
     let failed = |source: Errno| DiskError::Mount { disk, kind, source: source.into() };
-    match mount(&device, target, kind, flags, None::<&CStr>) {
+    match mount(device, target, kind, flags, None::<&CStr>) {
         // The kernel does not know the type yet.
         Err(Errno::NODEV) => {
             modules::load_later(kind);
-            mount(&device, target, kind, flags, None::<&CStr>).map_err(failed)
+            mount(device, target, kind, flags, None::<&CStr>).map_err(failed)
         }
         result => result.map_err(failed),
     }
@@ -143,7 +160,7 @@ pub(crate) fn mount_root(places: &Places) -> Result<(), DiskError> {
     make("overlay")?;
     let upper = make("overlay/upper")?;
     let work = make("overlay/work")?;
-    let options = overlay_options(&places.template, &upper, &work).map_err(DiskError::Overlay)?;
+    let options = overlay_options(places.layers(), &upper, &work).map_err(DiskError::Overlay)?;
     mount("overlay", &places.root, "overlay", MountFlags::NOATIME, Some(options.as_c_str()))
         .map_err(|source| DiskError::Overlay(source.into()))
 }
@@ -167,10 +184,15 @@ pub(crate) fn mount_plain_directories(places: &Places, root: &Root) {
 
 /// `redirect_dir`: without it a directory of the template cannot be renamed, and package managers fail on that.
 /// `index` and `metacopy` buy nothing here and tie the upper layer to this very template image.
-fn overlay_options(lower: &Path, upper: &Path, work: &Path) -> io::Result<CString> {
+fn overlay_options(
+    layers: impl Iterator<Item = PathBuf>,
+    upper: &Path,
+    work: &Path,
+) -> io::Result<CString> {
+    let lower: Vec<String> = layers.map(|layer| layer.display().to_string()).collect();
     let options = format!(
         "lowerdir={},upperdir={},workdir={},index=off,metacopy=off,redirect_dir=on,xino=auto",
-        lower.display(),
+        lower.join(":"),
         upper.display(),
         work.display()
     );
@@ -247,12 +269,14 @@ mod tests {
 
     #[test]
     fn options_name_all_three_directories() {
-        let options = overlay_options(Path::new("/t"), Path::new("/d/u"), Path::new("/d/w"));
+        let base = tempfile::tempdir().unwrap();
+        let places = Places { layers: 2, ..Places::make(base.path()).unwrap() };
+        let options = overlay_options(places.layers(), Path::new("/d/u"), Path::new("/d/w"));
         let options = options.unwrap().into_string().unwrap();
-        assert!(
-            options.starts_with("lowerdir=/t,upperdir=/d/u,workdir=/d/w,index=off"),
-            "{options}"
-        );
+        let template = places.template.display();
+        let start =
+            format!("lowerdir={template}/1:{template}/0,upperdir=/d/u,workdir=/d/w,index=off");
+        assert!(options.starts_with(&start), "{options}");
     }
 
     #[test]

@@ -64,20 +64,29 @@ pub(crate) fn install(root: &Root, text: &str) -> Result<(), TrustError> {
         None
     });
     let before = before.map(|text| pem::certificates(&text)).unwrap_or_default();
-    make_parent(root, BUNDLE)?;
-    bundle(root, Path::new(BUNDLE), &ours, &before)?;
+    // As it was left at the last start: reading all certificates of the bundle would find nothing to do.
+    let settled = before == ours && ends_with(root, Path::new(BUNDLE), &pem::write(&ours));
+    if !settled {
+        make_parent(root, BUNDLE)?;
+        bundle(root, Path::new(BUNDLE), &ours, &before)?;
+        said(Path::new(HASHED), hashed(root, &ours, &before));
+    }
     for path in OTHER_BUNDLES {
         let path = Path::new(path);
         if root.has_file(path) {
             said(path, bundle(root, path, &ours, &before));
         }
     }
-    said(Path::new(HASHED), hashed(root, &ours, &before));
     said(Path::new(JAVA), java_bundle(root, &ours));
     // Last: until here the certificates of before are still known to whoever tries again.
     make_parent(root, PROXY_CA)?;
     root.overwrite(Path::new(PROXY_CA), pem::write(&ours).as_bytes())?;
     Ok(())
+}
+
+fn ends_with(root: &Root, path: &Path, text: &str) -> bool {
+    let now = root.content(path, BUNDLE_MAX).ok().flatten();
+    now.is_some_and(|now| now.ends_with(text.as_bytes()))
 }
 
 /// A tool's own place that could not be written is a line in the log.

@@ -414,7 +414,7 @@ fn shape(settings: &Settings, record: &SandboxRecord) -> Shape {
         disk_bytes: record.disk_bytes,
         kernel: settings.kernel.clone(),
         initramfs: settings.initramfs.clone(),
-        template_image: settings.template_image.clone(),
+        template_layers: settings.template_layers.clone(),
     }
 }
 

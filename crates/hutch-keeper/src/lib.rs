@@ -54,8 +54,8 @@ pub struct Settings {
     pub kernel: PathBuf,
     /// Initramfs.
     pub initramfs: PathBuf,
-    /// The template's disk image.
-    pub template_image: PathBuf,
+    /// Disk images of the template's layers, the lowest first.
+    pub template_layers: Vec<PathBuf>,
     /// What runs the guest.
     pub accelerator: Accelerator,
     /// Whether the VM may be resumed from a snapshot.

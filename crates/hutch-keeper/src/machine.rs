@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use hutch_store::{Layout, SandboxRecord, SnapshotKey};
 use hutch_vmm::{DiskSpec, Memory, Vm, VmSpec};
-use hutch_wire::guest::{CHANNEL_PORT, DATA_DISK, TEMPLATE_DISK, WORKSPACE_PORT};
+use hutch_wire::guest::{CHANNEL_PORT, DATA_DISK, TemplateDisk, WORKSPACE_PORT};
 use hutch_wire::network::NETWORK_PORT;
 
 use crate::Settings;
@@ -75,6 +75,10 @@ pub(crate) fn vm_spec(
         .mode(0o700)
         .create(&logs)
         .map_err(|error| format!("the directory {} cannot be made: {error}", logs.display()))?;
+    let mut disks = template_disks(&settings.template_layers, |path, serial| {
+        disk("template layer", path, true, serial)
+    })?;
+    disks.push(disk("data disk", &paths.data(), false, DATA_DISK)?);
     Ok(VmSpec {
         accelerator: settings.accelerator,
         cpus: record.cpus,
@@ -83,15 +87,23 @@ pub(crate) fn vm_spec(
         kernel: settings.kernel.clone(),
         initramfs: settings.initramfs.clone(),
         kernel_arguments: Vec::new(),
-        disks: vec![
-            disk("template image", &settings.template_image, true, TEMPLATE_DISK)?,
-            disk("data disk", &paths.data(), false, DATA_DISK)?,
-        ],
+        disks,
         ports: PORTS.map(str::to_owned).to_vec(),
         serial_log: paths.log("serial"),
         vmm_log: paths.log("vmm"),
         scratch: layout.scratch(&record.id),
     })
+}
+
+/// The template's disks in the order of its layers.
+pub(crate) fn template_disks<E>(
+    layers: &[PathBuf],
+    mut open: impl FnMut(&Path, &str) -> Result<DiskSpec, E>,
+) -> Result<Vec<DiskSpec>, E> {
+    // More than a VM has room for are refused by the VMM.
+    let count = u8::try_from(layers.len()).unwrap_or(u8::MAX);
+    let disks = TemplateDisk::all(count).zip(layers);
+    disks.map(|(disk, layer)| open(layer, &disk.serial())).collect()
 }
 
 fn disk(what: &str, path: &Path, read_only: bool, serial: &str) -> Result<DiskSpec, String> {

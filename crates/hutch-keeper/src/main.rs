@@ -43,9 +43,9 @@ struct Arguments {
     /// Initramfs
     #[arg(long)]
     initramfs: PathBuf,
-    /// Disk image of the template
-    #[arg(long)]
-    template_image: PathBuf,
+    /// Disk image of a layer of the template, the lowest first
+    #[arg(long = "template-layer", required = true)]
+    template_layers: Vec<PathBuf>,
     /// What runs the guest
     #[arg(long)]
     accelerator: AcceleratorArgument,
@@ -202,7 +202,7 @@ fn run(
         sandbox: arguments.sandbox,
         kernel: arguments.kernel,
         initramfs: arguments.initramfs,
-        template_image: arguments.template_image,
+        template_layers: arguments.template_layers,
         accelerator: arguments.accelerator.into(),
         start: if arguments.cold { Start::Cold } else { Start::Warm },
         network: network

@@ -25,9 +25,9 @@ pub(crate) struct Arguments {
     /// Initramfs
     #[arg(long)]
     initramfs: PathBuf,
-    /// Disk image of the template
-    #[arg(long)]
-    template_image: PathBuf,
+    /// Disk image of a layer of the template, the lowest first
+    #[arg(long = "template-layer", required = true)]
+    template_layers: Vec<PathBuf>,
     /// What runs the guest
     #[arg(long)]
     accelerator: AcceleratorArgument,
@@ -93,7 +93,7 @@ pub(crate) fn run(
         disk_bytes: arguments.disk_bytes,
         kernel: arguments.kernel,
         initramfs: arguments.initramfs,
-        template_image: arguments.template_image,
+        template_layers: arguments.template_layers,
     };
     let making = Making {
         vmm: &qemu,

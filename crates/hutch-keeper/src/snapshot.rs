@@ -17,16 +17,14 @@ use std::time::Duration;
 
 use hutch_store::{FileError, HostPath, MakeError, SnapshotKey, Snapshots};
 use hutch_vmm::{Accelerator, DiskSpec, Memory, SaveError, Snapshot, StartError, Vm, VmSpec, Vmm};
-use hutch_wire::guest::{
-    Bytes, CHANNEL_PORT, ControlReply, ControlRequest, DATA_DISK, Open, TEMPLATE_DISK,
-};
+use hutch_wire::guest::{Bytes, CHANNEL_PORT, ControlReply, ControlRequest, DATA_DISK, Open};
 use hutch_wire::{Connection, Limits, Role, Stream, message};
 use tokio::time::timeout;
 
 use crate::attach::realtime_ns;
 use crate::guest;
 use crate::log::guest_text;
-use crate::machine::{PORTS, Scratch};
+use crate::machine::{PORTS, Scratch, template_disks};
 
 /// Changes whenever a snapshot of an older Hutch must not be resumed although nothing else in the key tells.
 const FORMAT: &str = "hutch snapshot 1";
@@ -54,8 +52,8 @@ pub struct Shape {
     pub kernel: PathBuf,
     /// Initramfs.
     pub initramfs: PathBuf,
-    /// The template's disk image.
-    pub template_image: PathBuf,
+    /// Disk images of the template's layers, the lowest first.
+    pub template_layers: Vec<PathBuf>,
 }
 
 /// What is needed to make a snapshot.
@@ -127,10 +125,18 @@ impl Shape {
             facts.push(identity(image)?.into_bytes());
         }
         let nothing = || File::open("/dev/null").map_err(image_error(Path::new("/dev/null")));
-        let disks = [
-            DiskSpec { file: nothing()?.into(), read_only: true, serial: TEMPLATE_DISK.to_owned() },
-            DiskSpec { file: nothing()?.into(), read_only: false, serial: DATA_DISK.to_owned() },
-        ];
+        let mut disks = template_disks(&self.template_layers, |_, serial| {
+            Ok::<_, SnapshotError>(DiskSpec {
+                file: nothing()?.into(),
+                read_only: true,
+                serial: serial.to_owned(),
+            })
+        })?;
+        disks.push(DiskSpec {
+            file: nothing()?.into(),
+            read_only: false,
+            serial: DATA_DISK.to_owned(),
+        });
         let spec = self.spec(disks, Path::new("/"));
         let start_error = |error: StartError| SnapshotError::Start(crate::driver::chain(&error));
         facts.extend(vmm.fingerprint(&spec).map_err(start_error)?);
@@ -139,7 +145,8 @@ impl Shape {
 
     /// The files that every VM of this shape stands on.
     fn images(&self) -> impl Iterator<Item = &Path> {
-        [&self.kernel, &self.initramfs, &self.template_image].into_iter().map(PathBuf::as_path)
+        let guest = [&self.kernel, &self.initramfs].into_iter();
+        guest.chain(&self.template_layers).map(PathBuf::as_path)
     }
 
     /// The same as paths that can be written down.
@@ -152,7 +159,7 @@ impl Shape {
         self.images().map(written).collect()
     }
 
-    fn spec(&self, disks: [DiskSpec; 2], scratch: &Path) -> VmSpec {
+    fn spec(&self, disks: Vec<DiskSpec>, scratch: &Path) -> VmSpec {
         VmSpec {
             accelerator: self.accelerator,
             cpus: self.cpus,
@@ -161,7 +168,7 @@ impl Shape {
             kernel: self.kernel.clone(),
             initramfs: self.initramfs.clone(),
             kernel_arguments: Vec::new(),
-            disks: disks.into(),
+            disks,
             ports: PORTS.map(str::to_owned).to_vec(),
             serial_log: scratch.join("serial.log"),
             vmm_log: scratch.join("vmm.log"),
@@ -262,23 +269,20 @@ impl Work<'_> {
 
     fn spec(&self) -> Result<VmSpec, SnapshotError> {
         let shape = self.making.shape;
-        let image = &shape.template_image;
-        let template = File::open(image).map_err(image_error(image))?;
-        Ok(shape.spec(
-            [
-                DiskSpec {
-                    file: template.into(),
-                    read_only: true,
-                    serial: TEMPLATE_DISK.to_owned(),
-                },
-                DiskSpec {
-                    file: self.placeholder().map_err(image_error(self.scratch))?,
-                    read_only: false,
-                    serial: DATA_DISK.to_owned(),
-                },
-            ],
-            self.scratch,
-        ))
+        let mut disks = template_disks(&shape.template_layers, |image, serial| {
+            let file = File::open(image).map_err(image_error(image))?;
+            Ok::<_, SnapshotError>(DiskSpec {
+                file: file.into(),
+                read_only: true,
+                serial: serial.to_owned(),
+            })
+        })?;
+        disks.push(DiskSpec {
+            file: self.placeholder().map_err(image_error(self.scratch))?,
+            read_only: false,
+            serial: DATA_DISK.to_owned(),
+        });
+        Ok(shape.spec(disks, self.scratch))
     }
 
     /// A data disk of the right size with nothing on it, and without a name.

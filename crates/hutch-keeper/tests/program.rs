@@ -71,7 +71,7 @@ impl Setup {
         path("--images", &layout.images);
         path("--kernel", &self.base.path().join("kernel"));
         path("--initramfs", &self.base.path().join("initramfs"));
-        path("--template-image", &self.base.path().join("template"));
+        path("--template-layer", &self.base.path().join("template"));
         path("--qemu", &self.base.path().join("qemu"));
         launch.args(["--sandbox", sandbox, "--accelerator", "tcg", "--idle-timeout", "0"]);
         let number = launch.inherit(ready);

@@ -56,7 +56,7 @@ pub fn start(environment: &TestEnvironment, sandbox: &TestSandbox<'_>, attack: A
         .args(["--sandbox", sandbox.name()])
         .args(["--kernel".as_ref(), image(&environment.images(), "kernel").as_os_str()])
         .args(["--initramfs".as_ref(), initramfs.as_os_str()])
-        .args(["--template-image".as_ref(), image(&environment.images(), "template").as_os_str()])
+        .args(["--template-layer".as_ref(), template_layer(&environment.images()).as_os_str()])
         .args([
             "--accelerator",
             "tcg",
@@ -79,6 +79,15 @@ pub fn image(images: &Path, name: &str) -> PathBuf {
         .find(|file| file.file_stem().is_some_and(|stem| stem == name))
         .unwrap_or_else(|| panic!("no {name} among {all:#?}"))
         .clone()
+}
+
+/// The largest layer of the prepared templates: a whole root file system.
+#[track_caller]
+#[must_use]
+pub fn template_layer(images: &Path) -> PathBuf {
+    let all = files(&images.join("layers")).into_iter();
+    let size = |file: &PathBuf| fs::metadata(file).map_or(0, |of| of.len());
+    all.max_by_key(size).expect("the prepared images have a layer")
 }
 
 /// Memory of a process that is its own and present; 0 when it is gone.

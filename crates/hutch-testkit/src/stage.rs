@@ -50,6 +50,12 @@ impl Stage {
     pub fn qemu_10(&self) -> PathBuf {
         self.root.join("qemu-10/usr")
     }
+
+    /// The distribution's registry server.
+    #[must_use]
+    pub fn registry(&self) -> PathBuf {
+        self.root.join("registry/usr/bin/docker-registry")
+    }
 }
 
 /// The root of this repository.

@@ -22,10 +22,41 @@ use serde::{Deserialize, Serialize};
 pub const CHANNEL_PORT: &str = "hutch.channel";
 /// Name of the virtio-serial port that carries raw FUSE messages between init and the workspace worker.
 pub const WORKSPACE_PORT: &str = "hutch.workspace";
-/// Serial number of the template's read-only disk.
-pub const TEMPLATE_DISK: &str = "template";
+/// Start of the serial numbers of the template's read-only disks, see [`TemplateDisk`].
+const TEMPLATE_DISK: &str = "template";
 /// Serial number of the sandbox's own data disk.
 pub const DATA_DISK: &str = "data";
+
+/// A read-only disk of the template: one for each of its layers.
+///
+/// Its serial number says which layer it is, of how many, so that the guest knows what to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TemplateDisk {
+    /// Which layer, from 0, the lowest first.
+    pub layer: u8,
+    /// How many there are.
+    pub layers: u8,
+}
+
+impl TemplateDisk {
+    /// All disks of a template with so many layers.
+    pub fn all(layers: u8) -> impl Iterator<Item = Self> {
+        (0..layers).map(move |layer| Self { layer, layers })
+    }
+
+    /// The serial number: at most 20 bytes, as virtio-blk has room for.
+    pub fn serial(self) -> String {
+        format!("{TEMPLATE_DISK}.{}.{}", self.layer, self.layers)
+    }
+
+    /// The disk that a serial number means; none for another kind of disk.
+    pub fn parse(serial: &str) -> Option<Self> {
+        let numbers = serial.strip_prefix(TEMPLATE_DISK)?.strip_prefix('.')?;
+        let (layer, layers) = numbers.split_once('.')?;
+        let disk = Self { layer: layer.parse().ok()?, layers: layers.parse().ok()? };
+        (disk.layer < disk.layers && disk.serial() == serial).then_some(disk)
+    }
+}
 
 /// A byte string: paths, arguments and variables are not always UTF-8.
 pub type Bytes = serde_bytes::ByteBuf;
@@ -295,4 +326,22 @@ pub enum ExecFailure {
     Invalid,
     /// The sandbox cannot start processes now (limits, shutting down): 125.
     Refused,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_disk_is_known_by_its_serial_number() {
+        for disk in TemplateDisk::all(3).chain(TemplateDisk::all(u8::MAX)) {
+            assert!(disk.serial().len() <= 20);
+            assert_eq!(TemplateDisk::parse(&disk.serial()), Some(disk));
+        }
+        for serial in
+            ["", "data", "template", "template.", "template.1.1", "template.0.01", "template.0.300"]
+        {
+            assert_eq!(TemplateDisk::parse(serial), None, "{serial}");
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 
 use crate::commands::{
     agent, completion, create, exec, inspect, ls, network, reset, rm, run, secret, stop, system,
-    version, warm,
+    template, version, warm,
 };
 use crate::context::Context;
 use crate::failure::Failure;
@@ -47,6 +47,7 @@ pub(crate) enum Command {
     #[command(visible_alias = "remove")]
     Rm(rm::Arguments),
     Reset(reset::Arguments),
+    Template(template::Arguments),
     Warm(warm::Arguments),
     System(system::Arguments),
     Version(version::Arguments),
@@ -73,6 +74,7 @@ impl Command {
             Self::Stop(arguments) => stop::execute(context, &arguments),
             Self::Rm(arguments) => rm::execute(context, &arguments),
             Self::Reset(arguments) => reset::execute(context, &arguments),
+            Self::Template(arguments) => template::execute(context, &arguments),
             Self::Warm(arguments) => warm::execute(context, &arguments),
             Self::System(arguments) => system::execute(context, &arguments),
             Self::Version(arguments) => version::execute(context, &arguments),

@@ -13,6 +13,7 @@ pub(crate) mod run;
 pub(crate) mod secret;
 pub(crate) mod stop;
 pub(crate) mod system;
+pub(crate) mod template;
 pub(crate) mod version;
 pub(crate) mod warm;
 

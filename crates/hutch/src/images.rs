@@ -3,17 +3,18 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use hutch_agents::Recipe;
 use hutch_image::{
     AptError, BuildError, DiskError, GuestImage, GuestImageError, GuestImageOptions,
-    GuestImageSource, NamespaceError, PullTemplate, Refresh, Template, TemplateError,
-    TemplateOptions, ToolError,
+    GuestImageSource, NamespaceError, NpmError, PullTemplate, Refresh, RegistryOptions, Template,
+    TemplateError, TemplateOptions, ToolError,
 };
 use hutch_store::{Program, TemplateReference};
 
-use crate::failure::{Blame, Failure};
+use crate::failure::{Blame, Failure, chain};
 use crate::printer::Printer;
 use crate::progress::Shown;
-use crate::settings::{OF_THE_NETWORK, Settings};
+use crate::settings::Settings;
 
 /// When to fetch or build a template although one is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -45,6 +46,8 @@ pub(crate) struct Images {
     kernel: Option<PathBuf>,
     kernel_modules: Option<PathBuf>,
     network: Vec<(OsString, OsString)>,
+    docker: Option<PathBuf>,
+    registries: RegistryOptions,
     printer: Printer,
 }
 
@@ -70,7 +73,9 @@ impl Images {
             init,
             kernel: settings.kernel.clone(),
             kernel_modules: settings.kernel_modules.clone(),
-            network: settings.environment.some(OF_THE_NETWORK),
+            network: settings.environment.of_fetching(),
+            docker: settings.docker_socket(),
+            registries: settings.registries(),
             printer,
         }
     }
@@ -106,20 +111,30 @@ impl Images {
 
     /// The template of this name for a new sandbox. Blocks, for minutes the first time.
     pub(crate) fn template(&self, name: &str, pull: Pull) -> Result<Template, Failure> {
+        let image = match Recipe::of(name) {
+            Some(Recipe::Image { reference }) => Some(reference),
+            _ => None,
+        };
         let options = TemplateOptions {
             images: self.images.clone(),
-            name: absolute_if_file(name),
+            name: image.map_or_else(|| absolute_if_file(name), str::to_owned),
             pull: pull.into(),
             mirror: None,
+            docker: self.docker.clone(),
+            registries: self.registries.clone(),
             environment: self.network.clone(),
         };
         let shown = Shown::new(self.printer);
-        hutch_image::template(&options, &shown).map_err(|error| template_failure(&error))
+        hutch_image::template(&options, &shown).map_err(|error| match image {
+            Some(reference) => not_packaged(name, reference, &error),
+            None => template_failure(&error),
+        })
     }
 
     /// The very image that a sandbox was made with.
     pub(crate) fn template_of(&self, reference: &TemplateReference) -> Result<Template, Failure> {
-        hutch_image::template_image(&self.images, &reference.name, &reference.digest)
+        let shown = Shown::new(self.printer);
+        hutch_image::template_image(&self.images, &reference.name, &reference.digest, &shown)
             .map_err(|error| template_failure(&error))
     }
 }
@@ -133,12 +148,21 @@ fn absolute_if_file(name: &str) -> String {
         .unwrap_or_else(|| name.to_owned())
 }
 
-fn template_failure(error: &TemplateError) -> Failure {
+/// An agent that no package archive has, and whose maker's image was not to be had.
+fn not_packaged(template: &str, reference: &str, error: &TemplateError) -> Failure {
+    Failure::host(format!(
+        "the program of `{template}` is in no package archive, and its maker's image {reference} could not be fetched: {}",
+        chain(error)
+    ))
+    .hint("bring an image that has the program with -t IMAGE")
+}
+
+pub(crate) fn template_failure(error: &TemplateError) -> Failure {
     match error {
         TemplateError::Unknown { .. } => Failure::from_error(Blame::User, error)
-            .hint("a template is `shell`, or the path of an archive or disk image"),
+            .hint("a template is a flavor like `shell`, the name of an image, or the path of an archive or disk image"),
         TemplateError::Absent { .. } => {
-            Failure::from_error(Blame::User, error).hint("`--pull-template missing` builds it")
+            Failure::from_error(Blame::User, error).hint("`--pull-template missing` gets it")
         }
         TemplateError::Gone { .. } => Failure::from_error(Blame::Host, error)
             .hint("the sandbox cannot run without it: remove the sandbox and create it again"),
@@ -160,7 +184,8 @@ fn tool_of_template(error: &TemplateError) -> Option<&ToolError> {
         | TemplateError::Disk {
             source: DiskError::Tool(tool) | DiskError::Namespace(NamespaceError::Tool(tool)),
             ..
-        } => Some(tool),
+        }
+        | TemplateError::Agent { source: NpmError::Tool(tool), .. } => Some(tool),
         _ => None,
     }
 }

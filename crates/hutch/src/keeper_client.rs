@@ -14,6 +14,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use hutch_api::{API_VERSION, NetworkRequest, Open, Phase, Request, Response, Status};
+use hutch_image::Template;
 use hutch_policy::settings::NetworkSettings;
 use hutch_store::{LockError, Program, SandboxName, Store};
 use hutch_sys::process::Process;
@@ -403,7 +404,7 @@ pub(crate) struct KeeperPlan<'a> {
     pub(crate) name: &'a SandboxName,
     pub(crate) kernel: &'a Path,
     pub(crate) initramfs: &'a Path,
-    pub(crate) template: &'a Path,
+    pub(crate) template: &'a Template,
     pub(crate) accelerator: hutch_vmm::Accelerator,
     pub(crate) qemu: &'a Qemu,
     pub(crate) idle_timeout_s: u64,
@@ -430,7 +431,9 @@ impl KeeperPlan<'_> {
         add("--sandbox", &self.name.as_str());
         add("--kernel", &self.kernel);
         add("--initramfs", &self.initramfs);
-        add("--template-image", &self.template);
+        for layer in &self.template.layers {
+            add("--template-layer", layer);
+        }
         add("--accelerator", &accelerator_word(self.accelerator));
         add("--qemu", &self.qemu.program());
         add("--qemu-version", &self.qemu.version().to_string());

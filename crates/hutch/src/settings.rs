@@ -6,6 +6,7 @@
 mod fields;
 mod file;
 mod network;
+mod registries;
 mod upstream_proxy;
 
 use std::collections::BTreeMap;
@@ -86,7 +87,10 @@ pub(crate) const OF_THE_NETWORK: &[&str] = &[
     "PIP_INDEX_URL",
     "PIP_CERT",
     "PIP_CONFIG_FILE",
+    "NODE_EXTRA_CA_CERTS",
 ];
+/// What npm reads its configuration by, whatever the case.
+const OF_NPM: &str = "npm_config_";
 
 /// A copy of the environment.
 #[derive(Debug, Clone, Default)]
@@ -118,6 +122,18 @@ impl Environment {
             .iter()
             .filter_map(|name| Some((OsString::from(name), self.filled(name)?.to_owned())))
             .collect()
+    }
+
+    /// What the tools need that fetch packages: the way out, and where a person's configuration of them is.
+    pub(crate) fn of_fetching(&self) -> Vec<(OsString, OsString)> {
+        let mut all = self.some(OF_THE_NETWORK);
+        all.extend(self.some(&[HOME]));
+        let of_npm = |name: &OsStr| {
+            name.to_str().is_some_and(|name| name.to_ascii_lowercase().starts_with(OF_NPM))
+        };
+        let npm = self.0.iter().filter(|(name, _)| of_npm(name));
+        all.extend(npm.map(|(name, value)| (name.clone(), value.clone())));
+        all
     }
 
     fn parsed<T>(&self, name: &str) -> Result<Option<T>, Failure>
@@ -309,6 +325,8 @@ pub(crate) struct Settings {
     memory: Option<ByteSize>,
     disk: Option<ByteSize>,
     network: NetworkConfig,
+    /// How registries of images are reached.
+    pub(crate) registries: registries::RegistriesConfig,
 }
 
 /// Memory of a sandbox when nobody says anything, on a host that has enough.
@@ -393,6 +411,7 @@ impl Settings {
             disk: environment.parsed(HUTCH_DISK)?.or(file.disk),
             network: file.network,
             agents,
+            registries: file.registries,
             environment,
             layout,
         })

@@ -78,7 +78,7 @@ pub(crate) fn create(
     template: Template,
 ) -> Result<SandboxRecord, Failure> {
     let machine = context.settings.machine(&wish.machine)?;
-    let environment = environment(template.environment, &wish.environment)?;
+    let environment = environment(template.config.environment, &wish.environment)?;
     let draft = Draft {
         agent: wish.agent.word.clone(),
         template: TemplateReference { name: template.name, digest: template.digest },
@@ -246,7 +246,7 @@ async fn keeper_arguments(
         name: &record.name,
         kernel: &guest.kernel,
         initramfs: &guest.initramfs,
-        template: &template.image,
+        template: &template,
         accelerator,
         qemu: &qemu,
         idle_timeout_s: record.idle_timeout_s,
@@ -261,7 +261,7 @@ async fn keeper_arguments(
         layout: &settings.layout,
         kernel: &guest.kernel,
         initramfs: &guest.initramfs,
-        template: &template.image,
+        template: &template,
         accelerator,
         qemu: &qemu,
         machine: Machine {
@@ -298,7 +298,7 @@ pub(crate) async fn warm(
         layout: &settings.layout,
         kernel: &guest.kernel,
         initramfs: &guest.initramfs,
-        template: &template.image,
+        template: &template,
         accelerator: choice,
         qemu: &qemu,
         machine,

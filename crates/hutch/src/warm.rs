@@ -8,6 +8,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use hutch_image::Template;
 use hutch_store::Layout;
 use hutch_sys::spawn::Launch;
 use hutch_vmm::qemu::Qemu;
@@ -77,7 +78,7 @@ pub(crate) struct SnapshotPlan<'a> {
     pub(crate) layout: &'a Layout,
     pub(crate) kernel: &'a Path,
     pub(crate) initramfs: &'a Path,
-    pub(crate) template: &'a Path,
+    pub(crate) template: &'a Template,
     pub(crate) accelerator: hutch_vmm::Accelerator,
     pub(crate) qemu: &'a Qemu,
     pub(crate) machine: Machine,
@@ -113,7 +114,9 @@ impl SnapshotPlan<'_> {
         add("--runtime", &self.layout.runtime);
         add("--kernel", &self.kernel);
         add("--initramfs", &self.initramfs);
-        add("--template-image", &self.template);
+        for layer in &self.template.layers {
+            add("--template-layer", layer);
+        }
         add("--accelerator", &keeper_client::accelerator_word(self.accelerator));
         add("--qemu", &self.qemu.program());
         add("--qemu-version", &self.qemu.version().to_string());

@@ -6,6 +6,7 @@
 //!     guest/              static programs of the tests' own that run in a guest
 //!     images/             guest image and template, made by the program under test as an ordinary user
 //!     qemu-10/            QEMU 10 from Debian 13, beside the machine's own
+//!     registry/           the distribution's registry server
 //! ```
 //!
 //! As root it also makes the ordinary user that the programs run as.
@@ -44,6 +45,7 @@ pub(crate) fn prepare() -> anyhow::Result<PathBuf> {
     }
     go_program(&stage.join("guest").join("fetch"))?;
     run(command(root().join("scripts/fetch-qemu-10")).arg(stage.join("qemu-10")))?;
+    run(command(root().join("scripts/fetch-registry")).arg(stage.join("registry")))?;
     let user = TestUser::find_or_make()?;
     images(&stage, &user)?;
     Ok(stage)
@@ -182,7 +184,10 @@ fn numbers() -> anyhow::Result<Option<(u32, u32)>> {
     Ok(number(2).zip(number(3)))
 }
 
-/// Has the program under test make guest image and template, by creating a sandbox that never runs.
+/// Agents whose templates the tests use.
+const AGENTS: [&str; 5] = ["claude", "codex", "copilot", "gemini", "opencode"];
+
+/// Has the program under test make guest image and template, by creating a sandbox that never runs; then the agents'.
 fn images(stage: &Path, user: &TestUser) -> anyhow::Result<()> {
     let world = stage.join("prepare");
     if world.exists() {
@@ -194,17 +199,19 @@ fn images(stage: &Path, user: &TestUser) -> anyhow::Result<()> {
         user.give(&directory)?;
     }
     fs::set_permissions(world.join("run"), fs::Permissions::from_mode(0o700))?;
-    let mut create = command(stage.join("programs/hutch"));
-    create
-        .args(["create", "--name", "prepare", "shell"])
-        .arg(world.join("work"))
-        .current_dir(world.join("work"))
-        .env("HOME", world.join("home"))
-        .env("HUTCH_HOME", world.join("home/state"))
-        .env("HUTCH_IMAGES", stage.join("images"))
-        .env("XDG_RUNTIME_DIR", world.join("run"));
-    user.apply(&mut create);
-    run(&mut create)?;
+    let hutch = || {
+        let mut hutch = command(stage.join("programs/hutch"));
+        hutch
+            .current_dir(world.join("work"))
+            .env("HOME", world.join("home"))
+            .env("HUTCH_HOME", world.join("home/state"))
+            .env("HUTCH_IMAGES", stage.join("images"))
+            .env("XDG_RUNTIME_DIR", world.join("run"));
+        user.apply(&mut hutch);
+        hutch
+    };
+    run(hutch().args(["create", "--name", "prepare", "shell"]).arg(world.join("work")))?;
+    run(hutch().args(["template", "build"]).args(AGENTS))?;
     fs::remove_dir_all(&world).with_context(|| format!("cannot remove {}", world.display()))?;
     // The tests run as several users, and all of them read it.
     run(command("chmod").args(["-R", "a+rX"]).arg(stage.join("images")))?;

@@ -11,7 +11,7 @@ use crate::dependencies;
 use crate::process::{cargo, output, root};
 
 /// Crates in order: each may depend only on those after it. Crates that exist only for tests and tools are free.
-const ORDER: [&str; 15] = [
+const ORDER: [&str; 16] = [
     "hutch",
     "hutch-keeper",
     "hutch-init",
@@ -26,6 +26,7 @@ const ORDER: [&str; 15] = [
     "hutch-policy",
     "hutch-wire",
     "hutch-api",
+    "hutch-layer",
     "hutch-sys",
 ];
 const FREE: [&str; 3] = ["hutch-testkit", "e2e", "xtask"];

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use crate::apt::SUITE;
 use crate::digest::Key;
+use crate::template::TemplateConfig;
 
 /// Changes whenever the same recipe would be built in another way.
 const BUILD_VERSION: &str = "1";
@@ -14,7 +15,7 @@ const SHELL: &str = include_str!("shell.toml");
 const SETUP: &str = include_str!("setup.sh");
 
 /// Docker's name for its templates; ours of the same flavor stand in for them.
-const DOCKER_PREFIX: &str = "docker/sandbox-templates:";
+pub(super) const DOCKER_PREFIX: &str = "docker/sandbox-templates:";
 
 /// A template built from the distribution's packages.
 #[derive(Debug, Clone, Deserialize)]
@@ -46,6 +47,20 @@ impl Recipe {
 
     fn shell() -> Self {
         toml::from_str(SHELL).expect("the recipe in this crate is valid, as a test checks")
+    }
+
+    /// Docker's name for a template of this flavor.
+    pub(crate) fn reference(&self) -> String {
+        format!("{DOCKER_PREFIX}{}", self.name)
+    }
+
+    /// What a template of it says of its sessions.
+    pub(crate) fn config(&self) -> TemplateConfig {
+        TemplateConfig {
+            environment: self.environment.clone(),
+            user: Some(self.user.clone()),
+            ..TemplateConfig::default()
+        }
     }
 
     /// The script that is run in the new root file system.

@@ -1,5 +1,7 @@
 //! The whole way to a guest image and to a template, with tools that only play the distribution's.
 
+mod agent;
+mod attacks;
 mod elf;
 mod guest;
 mod template;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +16,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{oneshot, watch};
 
 use super::cgroup::{ContainerCgroup, SessionCgroup};
-use super::protocol::{self, Event, Launch, Request};
+use super::protocol::{self, Enter, Event, Launch, Request};
 use super::{ARGUMENT, ContainerError, ContainerSpec, Outcome, SpawnError};
 use crate::reaper;
 
@@ -78,10 +79,18 @@ struct Started {
     outcome: oneshot::Receiver<Outcome>,
 }
 
-impl Container {
-    /// Starts it with `program`, which is init itself, and waits until it is complete.
-    pub async fn start(program: &Path, spec: ContainerSpec) -> Result<Self, ContainerError> {
-        let cgroup = ContainerCgroup::create(&spec.cgroup_root)
+/// A container that nobody has said anything about yet: its namespaces and its own file systems are there. It ends with
+/// this end of its socket.
+#[derive(Debug)]
+pub struct Prepared {
+    socket: UnixStream,
+    cgroup: ContainerCgroup,
+}
+
+impl Prepared {
+    /// Starts `program`, which is init itself, and waits until it is prepared.
+    pub async fn make(program: &Path, cgroup_root: &Path) -> Result<Self, ContainerError> {
+        let cgroup = ContainerCgroup::create(cgroup_root)
             .map_err(|(path, source)| ContainerError::Cgroup { path, source })?;
         let launch = |error: rustix::io::Errno| ContainerError::Launch(error.into());
         let (ours, theirs) =
@@ -90,9 +99,7 @@ impl Container {
         rustix::io::ioctl_fionbio(&ours, true).map_err(launch)?;
         let mut launcher = reaper::spawn(|| {
             let child = command(program)
-                .arg(ARGUMENT)
-                .args([spec.root.as_os_str(), spec.hostname.as_ref(), cgroup.path().as_os_str()])
-                .arg(&spec.user)
+                .args([ARGUMENT.as_ref(), cgroup.path().as_os_str()])
                 .stdin(Stdio::from(theirs))
                 .stdout(Stdio::null())
                 .spawn()
@@ -105,12 +112,24 @@ impl Container {
         tokio::spawn(async move { launcher.wait().await });
         // Tokio has no type for packet sockets; only its readiness is used, the calls are ours.
         let socket = UnixStream::from_std(ours.into()).map_err(ContainerError::Launch)?;
+        match receive(&socket).await {
+            Ok(Some((Event::Prepared, _))) => Ok(Self { socket, cgroup }),
+            answer => Err(not_begun(answer)),
+        }
+    }
+
+    /// Makes it this container, and waits until it is complete.
+    pub async fn enter(self, spec: ContainerSpec) -> Result<Container, ContainerError> {
+        let Self { socket, cgroup } = self;
+        let root = Bytes::from(spec.root.as_os_str().as_bytes());
+        let enter = Enter { root, hostname: spec.hostname.clone(), user: spec.user.clone() };
+        socket
+            .async_io(Interest::WRITABLE, || protocol::send(&socket, &enter, &[]))
+            .await
+            .map_err(ContainerError::Launch)?;
         let engine = match receive(&socket).await {
             Ok(Some((Event::Ready, fds))) => fds.into_iter().next(),
-            Ok(Some((Event::Broken { reason }, _))) => {
-                return Err(ContainerError::Supervisor(reason));
-            }
-            Ok(_) | Err(_) => return Err(ContainerError::Ended),
+            answer => return Err(not_begun(answer)),
         };
         let shared = Arc::new(Shared {
             socket,
@@ -122,7 +141,22 @@ impl Container {
             alive: watch::Sender::new(true),
         });
         tokio::spawn(dispatch(Arc::clone(&shared)));
-        Ok(Self { shared })
+        Ok(Container { shared })
+    }
+}
+
+/// Why the supervisor did not say what it was to say.
+fn not_begun(answer: io::Result<Option<(Event, Vec<OwnedFd>)>>) -> ContainerError {
+    match answer {
+        Ok(Some((Event::Broken { reason }, _))) => ContainerError::Supervisor(reason),
+        Ok(_) | Err(_) => ContainerError::Ended,
+    }
+}
+
+impl Container {
+    /// Starts it with `program`, which is init itself, and waits until it is complete.
+    pub async fn start(program: &Path, spec: ContainerSpec) -> Result<Self, ContainerError> {
+        Prepared::make(program, &spec.cgroup_root).await?.enter(spec).await
     }
 
     /// Takes the listening socket at which clients look for a Docker engine.
@@ -303,7 +337,7 @@ impl Shared {
                 state.sweep();
             }
             // Said once, before anything else.
-            Event::Ready | Event::Broken { .. } => {}
+            Event::Prepared | Event::Ready | Event::Broken { .. } => {}
         }
     }
 }

@@ -1,14 +1,20 @@
 //! The container's own view: namespaces, file systems, devices.
 
+//!
+//! File systems are made before the root is known ([`Parts`]): mounts that are in no tree yet, held by descriptors. When
+//! it is known they are put in their places in it.
+
 use std::fs;
 use std::io;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, chmod, makedev, mknodat};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, mount_move,
-    mount_remount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
+    fsopen, mount_bind, mount_change, mount_move, mount_remount, move_mount, open_tree, unmount,
 };
 use rustix::thread::UnshareFlags;
 
@@ -17,9 +23,9 @@ use crate::engine;
 /// What could not be done, as one sentence for init.
 pub(super) type Broken = String;
 
-/// The namespaces of the container. The network stays init's: there is none but what init offers.
+/// The namespaces of the container but that of its mounts, which comes with the root. The network stays init's: there is
+/// none but what init offers.
 pub(super) const NAMESPACES: UnshareFlags = UnshareFlags::NEWPID
-    .union(UnshareFlags::NEWNS)
     .union(UnshareFlags::NEWUTS)
     .union(UnshareFlags::NEWIPC)
     .union(UnshareFlags::NEWCGROUP);
@@ -46,49 +52,132 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 /// Files of the kernel that act on the whole machine, whoever is root: a session would end its own sandbox with them.
 const MASKED: [&str; 2] = ["proc/sysrq-trigger", "proc/kcore"];
 
-/// Turns `root` into the whole file system of this process, which is PID 1 of its own namespaces.
-pub(super) fn enter(root: &Path, hostname: &str) -> Result<(), Broken> {
-    rustix::system::sethostname(hostname.as_bytes())
-        .map_err(|error| format!("cannot set the host name: {error}"))?;
-    // Nothing mounted from here on is seen outside, and nothing outside comes in.
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .map_err(|error| format!("cannot make mounts private: {error}"))?;
-    let root = &own_mount(root)
-        .map_err(|error| format!("cannot use the root {}: {error}", root.display()))?;
-    kernel_file_systems(root)?;
-    programs(root).map_err(|error| format!("cannot offer init's programs: {error}"))?;
-    devices(&root.join("dev")).map_err(|error| format!("cannot make /dev: {error}"))?;
-    change_root(root).map_err(|error| format!("cannot change the root: {error}"))?;
-    // Inside, what is mounted later may be passed on, to containers for one.
-    mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC)
-        .map_err(|error| format!("cannot share mounts: {error}"))
+/// What every container has, whatever its root: file systems in the order of their places, each below the root.
+#[derive(Debug)]
+pub(super) struct Parts {
+    file_systems: Vec<(&'static str, OwnedFd)>,
+    /// A device that hides files of the kernel, once for each of them.
+    masks: Vec<(&'static str, OwnedFd)>,
 }
 
-fn kernel_file_systems(root: &Path) -> Result<(), Broken> {
-    let quiet = MountFlags::NOSUID | MountFlags::NODEV;
-    let plain = quiet | MountFlags::NOEXEC;
-    for (kind, target, flags, data) in [
-        ("proc", "proc", plain, ""),
-        ("sysfs", "sys", plain, ""),
-        ("cgroup2", "sys/fs/cgroup", plain, "nsdelegate"),
-        ("tmpfs", "dev", MountFlags::NOSUID, "mode=755,size=64m"),
-        ("tmpfs", "run", quiet, "mode=755"),
-    ] {
-        let target = root.join(target);
-        make_directory(&target)?;
-        mount_at(kind, &target, flags, data)?;
+/// Where the cgroup file system has its place.
+const CGROUP: &str = "sys/fs/cgroup";
+
+impl Parts {
+    /// Makes them in the namespaces of this process.
+    pub(super) fn make() -> Result<Self, Broken> {
+        let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        let plain = quiet | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let no_programs = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let mut file_systems = Vec::new();
+        for (kind, place, flags, options) in [
+            ("proc", "proc", plain, &[][..]),
+            ("sysfs", "sys", plain, &[]),
+            ("cgroup2", CGROUP, plain, &[("nsdelegate", "")]),
+            (
+                "tmpfs",
+                "dev",
+                MountAttrFlags::MOUNT_ATTR_NOSUID,
+                &[("mode", "755"), ("size", "64m")],
+            ),
+            ("tmpfs", "run", quiet, &[("mode", "755")]),
+            (
+                "devpts",
+                "dev/pts",
+                no_programs,
+                // Group 5 is tty in every distribution.
+                &[("newinstance", ""), ("ptmxmode", "0666"), ("mode", "620"), ("gid", "5")],
+            ),
+            ("tmpfs", "dev/shm", plain, &[("mode", "1777")]),
+            ("mqueue", "dev/mqueue", plain, &[]),
+        ] {
+            let made = file_system(kind, flags, options)
+                .map_err(|error| format!("cannot make the file system {kind}: {error}"))?;
+            file_systems.push((place, made));
+        }
+        let parts = Self { file_systems, masks: masks()? };
+        devices(&parts.path("dev")).map_err(|error| format!("cannot make /dev: {error}"))?;
+        let lock = parts.path("run").join("lock");
+        fs::create_dir(&lock)
+            .and_then(|()| Ok(chmod(&lock, Mode::from_raw_mode(0o1777))?))
+            .map_err(|error| format!("cannot make /run/lock: {error}"))?;
+        Ok(parts)
     }
-    for file in MASKED {
-        let file = root.join(file);
-        // A kernel without one needs no mask for it.
-        if file.exists() {
-            mount_bind("/dev/null", &file)
-                .map_err(|error| format!("cannot mask {}: {error}", file.display()))?;
+
+    /// The container's cgroup file system, to be used before it has its place.
+    pub(super) fn cgroup(&self) -> PathBuf {
+        self.path(CGROUP)
+    }
+
+    /// A path to a file system that is in no tree.
+    fn path(&self, place: &str) -> PathBuf {
+        let of = self.file_systems.iter().find(|(known, _)| *known == place);
+        let number = of.map_or(-1, |(_, file_system)| file_system.as_raw_fd());
+        PathBuf::from(format!("/proc/self/fd/{number}"))
+    }
+
+    /// Turns `root` into the whole file system of this process, which is PID 1 of its own namespaces.
+    pub(super) fn enter(self, root: &Path, hostname: &str) -> Result<(), Broken> {
+        rustix::system::sethostname(hostname.as_bytes())
+            .map_err(|error| format!("cannot set the host name: {error}"))?;
+        // Nothing mounted from here on is seen outside, and nothing outside comes in.
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+            .map_err(|error| format!("cannot make mounts private: {error}"))?;
+        own_mount(root)
+            .map_err(|error| format!("cannot use the root {}: {error}", root.display()))?;
+        for (place, file_system) in &self.file_systems {
+            let target = root.join(place);
+            if !place.contains('/') {
+                make_directory(&target)?;
+            }
+            put(file_system, &target)
+                .map_err(|error| format!("cannot mount {}: {error}", target.display()))?;
+        }
+        for (file, mask) in &self.masks {
+            put(mask, &root.join(file)).map_err(|error| format!("cannot mask {file}: {error}"))?;
+        }
+        programs(root).map_err(|error| format!("cannot offer init's programs: {error}"))?;
+        change_root(root).map_err(|error| format!("cannot change the root: {error}"))?;
+        // Inside, what is mounted later may be passed on, to containers for one.
+        mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC)
+            .map_err(|error| format!("cannot share mounts: {error}"))
+    }
+}
+
+/// A mounted file system that is in no tree yet. An option without a value is a flag.
+fn file_system(
+    kind: &str,
+    flags: MountAttrFlags,
+    options: &[(&str, &str)],
+) -> rustix::io::Result<OwnedFd> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(context.as_fd(), "source", kind)?;
+    for (name, value) in options {
+        match value.is_empty() {
+            true => fsconfig_set_flag(context.as_fd(), *name)?,
+            false => fsconfig_set_string(context.as_fd(), *name, *value)?,
         }
     }
-    make_directory(&root.join("run/lock"))?;
-    chmod(root.join("run/lock"), Mode::from_raw_mode(0o1777))
-        .map_err(|error| format!("cannot make /run/lock: {error}"))
+    fsconfig_create(context.as_fd())?;
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, flags)
+}
+
+fn masks() -> Result<Vec<(&'static str, OwnedFd)>, Broken> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mut masks = Vec::new();
+    for file in MASKED {
+        // A kernel without one needs no mask for it.
+        if Path::new("/").join(file).exists() {
+            let mask = open_tree(CWD, "/dev/null", flags)
+                .map_err(|error| format!("cannot mask {file}: {error}"))?;
+            masks.push((file, mask));
+        }
+    }
+    Ok(masks)
+}
+
+fn put(mount: &OwnedFd, target: &Path) -> rustix::io::Result<()> {
+    move_mount(mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }
 
 /// Init's own program in the container, for what is done there in its name.
@@ -107,20 +196,12 @@ fn devices(dev: &Path) -> io::Result<()> {
     for (name, major, minor) in DEVICES {
         device(&dev.join(name), major, minor)?;
     }
-    fs::create_dir(dev.join("net"))?;
+    for directory in ["net", "pts", "shm", "mqueue"] {
+        fs::create_dir(dev.join(directory))?;
+    }
     device(&dev.join("net/tun"), 10, 200)?;
     for (name, target) in DEVICE_LINKS {
         symlink(target, dev.join(name))?;
-    }
-    let plain = MountFlags::NOSUID | MountFlags::NOEXEC;
-    for (kind, name, flags, data) in [
-        // Group 5 is tty in every distribution.
-        ("devpts", "pts", plain, "newinstance,ptmxmode=0666,mode=620,gid=5"),
-        ("tmpfs", "shm", plain | MountFlags::NODEV, "mode=1777"),
-        ("mqueue", "mqueue", plain | MountFlags::NODEV, ""),
-    ] {
-        fs::create_dir(dev.join(name))?;
-        mount_at(kind, &dev.join(name), flags, data).map_err(io::Error::other)?;
     }
     Ok(())
 }
@@ -135,12 +216,6 @@ fn device(path: &Path, major: u32, minor: u32) -> io::Result<()> {
     )?;
     // Whatever the umask is.
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))
-}
-
-fn mount_at(kind: &str, target: &Path, flags: MountFlags, data: &str) -> Result<(), Broken> {
-    let data = std::ffi::CString::new(data).map_err(|error| error.to_string())?;
-    mount(kind, target, kind, flags, Some(data.as_c_str()))
-        .map_err(|error| format!("cannot mount {kind} on {}: {error}", target.display()))
 }
 
 /// Makes a mount point. The root was written by a former run of a hostile sandbox: a link in its place is refused.
@@ -169,16 +244,12 @@ fn change_root(root: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// `root` if it is a mount point already, else the same directory bound onto itself.
-fn own_mount(root: &Path) -> io::Result<PathBuf> {
-    let root = root.canonicalize()?;
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    let is_mount = mounts
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .any(|point| Path::new(point) == root);
-    if !is_mount {
-        mount_bind(&root, &root)?;
+/// Makes sure that `root` is a mount of its own: what is bound onto itself.
+fn own_mount(root: &Path) -> io::Result<()> {
+    let parent = root.parent().unwrap_or(root);
+    // A file system of its own, as the sandbox's root is, is a mount.
+    if fs::symlink_metadata(root)?.dev() == fs::symlink_metadata(parent)?.dev() {
+        mount_bind(root, root)?;
     }
-    Ok(root)
+    Ok(())
 }

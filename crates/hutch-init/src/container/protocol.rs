@@ -19,7 +19,18 @@ const MESSAGE_MAX: usize = 16 * 1024;
 /// Most descriptors with one message.
 const FDS_MAX: usize = 8;
 
-/// From init to the supervisor.
+/// The first message to the supervisor: what the container is to be.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Enter {
+    /// The directory that becomes `/`.
+    pub(super) root: Bytes,
+    /// Host name in the container.
+    pub(super) hostname: String,
+    /// Who the Docker engine's socket belongs to.
+    pub(super) user: String,
+}
+
+/// From init to the supervisor, once it has entered.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) enum Request {
     /// Starts a session. Descriptors: a memory file with a [`Launch`], the directory of the session's cgroup,
@@ -44,6 +55,8 @@ pub(super) enum Request {
 /// From the supervisor to init.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Event {
+    /// Namespaces and the container's own file systems are there; the root is not.
+    Prepared,
     /// The container is complete. With the Docker engine's listening socket as descriptor, if it could be made.
     Ready,
     /// It could not be made; the supervisor ends.

@@ -2,17 +2,21 @@
 //!
 //! ```text
 //!   launcher: joins the cgroup ─ unshare ─ fork ─ ends
-//!   supervisor:                            └─ isolate ─ Event::Ready ─ loop { request | child ended | child's report }
+//!   supervisor:                            └─ Event::Prepared ─ Enter ─ Event::Ready ─ loop { … }
 //! ```
+//!
+//! The loop takes a request, a child's end, or a child's report. A VM may be saved while the supervisor waits for
+//! [`Enter`]: until then it knows nothing of a sandbox.
 //!
 //! A forked session reports over a pipe that closes at its exec: nothing came = it runs; a message came = it could not
 //! be started. Reports are awaited in the loop, so that one slow exec does not hold up the others.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -24,8 +28,9 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
+use rustix::thread::UnshareFlags;
 
-use super::protocol::{self, Event, Launch, Request};
+use super::protocol::{self, Enter, Event, Launch, Request};
 use super::users::Database;
 use super::{Outcome, SpawnError, cgroup, child, isolate};
 use crate::engine;
@@ -38,7 +43,7 @@ const LAUNCH_MAX: u64 = 8 * 1024 * 1024;
 
 /// Runs as launcher, then as supervisor. Descriptor 0 is the socket to init.
 pub(super) fn main(arguments: &[OsString]) -> ExitCode {
-    let [root, hostname, cgroup, user] = arguments else { return ExitCode::from(2) };
+    let [cgroup] = arguments else { return ExitCode::from(2) };
     let Ok(socket) = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3) else {
         return ExitCode::from(2);
     };
@@ -50,16 +55,33 @@ pub(super) fn main(arguments: &[OsString]) -> ExitCode {
         Ok(None) => {}
         Err(reason) => return broken(&socket, reason),
     }
-    // Outside, /proc belongs to init; the cgroup file system is reached through it before the root changes.
-    if let Err(reason) = isolate::enter(Path::new(root), &hostname.to_string_lossy()) {
-        return broken(&socket, reason);
-    }
-    cgroup::hand_on_controllers(Path::new("/sys/fs/cgroup"));
-    let engine = engine_socket(&user.to_string_lossy()).ok();
+    let user = match enter(&socket) {
+        Ok(Some(user)) => user,
+        // Init is gone before the container was wanted.
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(reason) => return broken(&socket, reason),
+    };
+    let engine = engine_socket(&user).ok();
     match Supervisor::new(socket, engine.as_ref()).and_then(Supervisor::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
+}
+
+/// Makes what every container has, waits until it is known what this one is, and becomes that. Gives its user.
+fn enter(socket: &OwnedFd) -> Result<Option<String>, isolate::Broken> {
+    let lost = |error: io::Error| format!("the container cannot be asked for: {error}");
+    // Outside, /proc belongs to init; the cgroup file system is reached through it before the root changes.
+    let parts = isolate::Parts::make()?;
+    cgroup::hand_on_controllers(&parts.cgroup());
+    protocol::send(socket, &Event::Prepared, &[]).map_err(lost)?;
+    let Some((Enter { root, hostname, user }, _)) = protocol::receive(socket).map_err(lost)? else {
+        return Ok(None);
+    };
+    process::unshare(UnshareFlags::NEWNS)
+        .map_err(|error| format!("cannot make a mount namespace: {error}"))?;
+    parts.enter(Path::new(OsStr::from_bytes(root.as_slice())), &hostname)?;
+    Ok(Some(user))
 }
 
 /// Listens where clients look for a Docker engine. It is the sandbox's user's, and the group's of that name if there is one.

@@ -64,7 +64,7 @@ impl Sandbox {
             sandbox: name,
             kernel: at("kernel"),
             initramfs: at("initramfs"),
-            template_image: at("template"),
+            template_layers: vec![at("template")],
             accelerator: Accelerator::Tcg,
             network: None,
             idle_timeout: None,

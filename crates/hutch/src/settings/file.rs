@@ -9,6 +9,7 @@ use toml::Table;
 use super::Accel;
 use super::fields::{Fields, Wrong};
 use super::network::NetworkConfig;
+use super::registries::RegistriesConfig;
 use crate::failure::Failure;
 use crate::size::{ByteSize, CpuCount, IdleTime};
 use crate::warm::StartMode;
@@ -26,6 +27,7 @@ const KEYS: &[&str] = &[
     "memory",
     "network",
     "qemu",
+    "registries",
     "snapshots",
     "start",
     "template",
@@ -56,6 +58,8 @@ pub(crate) struct FileConfig {
     pub(crate) network: NetworkConfig,
     /// The QEMU program.
     pub(crate) qemu: Option<PathBuf>,
+    /// How registries of images are reached.
+    pub(crate) registries: RegistriesConfig,
     /// Space for snapshots.
     pub(crate) snapshots: Option<ByteSize>,
     /// Whether sandboxes are resumed from a snapshot: `warm`, `cold`.
@@ -108,6 +112,11 @@ impl FileConfig {
                 .transpose()?
                 .unwrap_or_default(),
             qemu: fields.path("qemu")?,
+            registries: fields
+                .value("registries")
+                .map(RegistriesConfig::parse)
+                .transpose()?
+                .unwrap_or_default(),
             snapshots: fields.parsed("snapshots")?,
             start: fields.parsed("start")?,
             template: fields.text("template")?.map(str::to_owned),

@@ -97,7 +97,7 @@ fn vmm(
     vmm.args(["-object", &format!("memory-backend-memfd,id=ram,size={MEMORY_MIB}M,share=on")]);
     vmm.args(["-chardev", &format!("socket,id=share,path={}", socket.display())]);
     vmm.args(["-device", "vhost-user-fs-pci,chardev=share,tag=workspace,queue-size=1024"]);
-    let template = machine.file("--template-image")?;
+    let template = machine.file("--template-layer")?;
     vmm.args([
         "-drive",
         &format!("if=none,id=template,format=raw,readonly=on,file={}", template.display()),

@@ -85,7 +85,7 @@ fn templates(images: &Path, listed: &[Listed]) -> Kind {
         kind: "Templates",
         count: kept.len(),
         active: kept.iter().filter(named).count(),
-        bytes: bytes_on_disk([&directory]),
+        bytes: bytes_on_disk([&directory, &images.join("layers")]),
         reclaimable_bytes: 0,
     }
 }
