@@ -27,8 +27,11 @@ fn snapshots(images: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
     directories.partition(|path| !path.to_string_lossy().contains(".making-"))
 }
 
+/// The guest that is saved, not the one that only tries what QEMU can do, nor QEMU asked for its version.
 fn qemu(environment: &TestEnvironment) -> Option<Process> {
-    environment.processes().into_iter().find(|one| one.program.starts_with("qemu-system"))
+    let is_guest =
+        |one: &Process| one.program.starts_with("qemu-system") && one.arguments.contains("-kernel");
+    environment.processes().into_iter().find(is_guest)
 }
 
 /// How far the making has come, by what can be seen of it.

@@ -51,7 +51,8 @@ fn files_looked_at_one_by_one_are_listed_and_asked_for_no_more() {
     let paths = paths(&mount, "d");
     let cold = asked(&mount, || look_at(&paths));
     assert!(mount.counts().of(opcode::READDIRPLUS) > 0, "{cold}: {}", mount.counts());
-    assert_eq!(asked(&mount, || look_at(&paths)), 0);
+    // The last listing ahead may still be on its way when the first look is over.
+    within("a look that asks nothing", || (asked(&mount, || look_at(&paths)) == 0).then_some(()));
 }
 
 #[test]
