@@ -17,6 +17,8 @@ const BUILT_IN: [(&str, &str); 8] = [
     ("opencode", include_str!("builtin/opencode.toml")),
     ("shell", include_str!("builtin/shell.toml")),
 ];
+/// Not an agent: what a build runs in, with nobody's credentials.
+const BUILDER: (&str, &str) = ("build", include_str!("builtin/build.toml"));
 /// No agent's file is longer.
 const FILE_MAX: u64 = 1 << 20;
 
@@ -66,11 +68,20 @@ pub struct Agents {
 impl Agents {
     /// Those that are built in.
     pub fn built_in() -> Self {
+        Self::of_texts(&BUILT_IN)
+    }
+
+    /// What the sandbox of a build is for, alone: it has no credentials, and nobody can ask for it by its word.
+    pub fn builder() -> Self {
+        Self::of_texts(&[BUILDER])
+    }
+
+    fn of_texts(texts: &[(&str, &str)]) -> Self {
         let parse = |(word, text): &(&str, &str)| {
             AgentSpec::parse(word, text, Origin::BuiltIn)
                 .expect("the agents in this crate are valid, as a test checks")
         };
-        Self { all: BUILT_IN.iter().map(parse).collect() }
+        Self { all: texts.iter().map(parse).collect() }
     }
 
     /// Those that are built in, with the files `NAME.toml` of a directory, which need not be there.

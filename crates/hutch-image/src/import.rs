@@ -10,6 +10,7 @@
 //! while it is read, and nothing is in the store before everything is right.
 
 mod archive;
+mod built;
 mod docker;
 mod document;
 mod registry;
@@ -25,13 +26,14 @@ use crate::Progress;
 use crate::cache::{CacheError, Draft, Locked};
 use crate::digest::Key;
 use crate::import::archive::Container;
+pub use crate::import::built::{BaseImage, LayerMount, Offer};
 pub(crate) use crate::import::docker::fetch_from_docker;
 use crate::import::document::ImageConfig;
 pub use crate::import::registry::RegistryOptions;
 pub(crate) use crate::import::registry::fetch_from_registry;
 use crate::template::{
-    Decompressed, LayerRecord, Manifest, Origin, Reference, Template, TemplateError, TemplateStore,
-    begin_layer,
+    Decompressed, LAYERS_MAX, LayerRecord, Manifest, Origin, Reference, Template, TemplateError,
+    TemplateStore, begin_layer,
 };
 
 /// Layers that an import makes at most, so that agents and saved sandboxes find room on top.
@@ -187,10 +189,25 @@ impl Importer<'_> {
         blobs: &mut dyn Blobs,
         draft: Draft,
     ) -> Result<Template, TemplateError> {
+        self.import_on(&[], image, names, blobs, draft)
+    }
+
+    /// The same of an image whose lowest layers are these, which are not read.
+    pub(crate) fn import_on(
+        &self,
+        base: &[LayerRecord],
+        image: &Image,
+        names: &[Reference],
+        blobs: &mut dyn Blobs,
+        draft: Draft,
+    ) -> Result<Template, TemplateError> {
         let shown = names.first().map_or_else(|| image.config_digest.clone(), Reference::to_string);
         let failed = |source| TemplateError::Import { name: shown.clone(), source };
-        let groups = groups(image.layers.len());
-        let mut layers: Vec<LayerRecord> = Vec::new();
+        if base.len() >= LAYERS_MAX && image.layers.len() > base.len() {
+            return Err(TemplateError::TooManyLayers { name: shown });
+        }
+        let groups = groups(base.len(), image.layers.len());
+        let mut layers = base.to_vec();
         for group in groups {
             let source = group_key(image, &group);
             let layer = match self.store.layer_of(&source) {
@@ -334,10 +351,11 @@ impl<R: Read> Read for Hashed<'_, R> {
     }
 }
 
-/// Which layers of an image share a disk image: the lowest, which images have in common, stay by themselves.
-fn groups(count: usize) -> Vec<std::ops::Range<usize>> {
-    let alone = count.min(LAYERS - 1);
-    let mut groups: Vec<_> = (0..alone).map(|layer| layer..layer + 1).collect();
+/// Which layers of an image share a disk image: the lowest, which images have in common, stay by themselves. The first
+/// `base` are there.
+fn groups(base: usize, count: usize) -> Vec<std::ops::Range<usize>> {
+    let alone = count.min(base.max(LAYERS - 1));
+    let mut groups: Vec<_> = (base..alone).map(|layer| layer..layer + 1).collect();
     if alone < count {
         groups.push(alone..count);
     }

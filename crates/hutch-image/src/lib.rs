@@ -17,7 +17,7 @@ pub use guest::{
     GuestImage, GuestImageError, GuestImageOptions, GuestImageSource, Kept, KeptKind, ModulesError,
     Refresh, VmlinuxError, guest_image, kept, remove_unneeded,
 };
-pub use import::{ImportError, RegistryOptions, load_images};
+pub use import::{BaseImage, ImportError, LayerMount, Offer, RegistryOptions, load_images};
 pub use template::{
     BuildError, DiskError, LAYERS_MAX, LayerFiles, LayerStatus, ManageError, NamespaceError,
     NewLayer, NpmError, Origin, PullTemplate, Reference, ReferenceError, Removed, Template,

@@ -5,8 +5,8 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use std::ffi::OsString;
 
 use crate::commands::{
-    agent, completion, create, exec, inspect, ls, network, reset, rm, run, secret, stop, system,
-    template, version, warm,
+    agent, build, completion, create, exec, inspect, ls, network, reset, rm, run, secret, stop,
+    system, template, version, warm,
 };
 use crate::context::Context;
 use crate::failure::Failure;
@@ -48,6 +48,7 @@ pub(crate) enum Command {
     Rm(rm::Arguments),
     Reset(reset::Arguments),
     Template(template::Arguments),
+    Build(build::Arguments),
     Warm(warm::Arguments),
     System(system::Arguments),
     Version(version::Arguments),
@@ -74,6 +75,7 @@ impl Command {
             Self::Stop(arguments) => stop::execute(context, &arguments),
             Self::Rm(arguments) => rm::execute(context, &arguments),
             Self::Reset(arguments) => reset::execute(context, &arguments),
+            Self::Build(arguments) => build::execute(context, &arguments),
             Self::Template(arguments) => template::execute(context, &arguments),
             Self::Warm(arguments) => warm::execute(context, &arguments),
             Self::System(arguments) => system::execute(context, &arguments),

@@ -1,6 +1,7 @@
 //! The commands: each file has the arguments, whose documentation is the help text, and what is done with them.
 
 pub(crate) mod agent;
+pub(crate) mod build;
 pub(crate) mod completion;
 pub(crate) mod create;
 pub(crate) mod exec;

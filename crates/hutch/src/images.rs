@@ -80,6 +80,16 @@ impl Images {
         }
     }
 
+    /// Where they are.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.images
+    }
+
+    /// Who tells of them.
+    pub(crate) fn printer(&self) -> Printer {
+        self.printer
+    }
+
     /// The kernel and initramfs. Blocks, for minutes the first time.
     pub(crate) fn guest(&self, pull: Pull) -> Result<GuestImage, Failure> {
         let refresh = if pull == Pull::Always { Refresh::Always } else { Refresh::Missing };

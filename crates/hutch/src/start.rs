@@ -356,7 +356,7 @@ fn qemu(context: &Context) -> Result<Qemu, Failure> {
 }
 
 /// Runs work that blocks on a thread of its own, so that a signal can end us meanwhile.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
     let (sender, done) = oneshot::channel();

@@ -36,6 +36,10 @@ pub(crate) fn with_examples(command: clap::Command, program: &str) -> clap::Comm
             "exec -u root shell-project apt-get update",
         ],
         "rm" => &["rm shell-project"],
+        "build" if command.get_arguments().any(|argument| argument.get_id() == "tags") => &[
+            "build -t my-template:v1 .                  then: run -t my-template:v1 claude",
+            "build -t tools:2 -f ci/Dockerfile --build-arg VERSION=2 .",
+        ],
         "proxy" => &[
             "network proxy shell-project                  the policy that holds",
             "network proxy shell-project --policy deny --allow-host '*.npmjs.org'",

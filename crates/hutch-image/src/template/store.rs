@@ -50,6 +50,8 @@ pub enum Origin {
     Docker,
     /// A sandbox that was saved.
     Sandbox,
+    /// Built from a Dockerfile.
+    Build,
 }
 
 /// A layer of a template.

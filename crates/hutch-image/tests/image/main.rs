@@ -2,6 +2,7 @@
 
 mod agent;
 mod attacks;
+mod built;
 mod elf;
 mod guest;
 mod template;

@@ -3,8 +3,8 @@
 use super::world::World;
 
 const COMMANDS: &[&str] = &[
-    "run", "create", "exec", "ls", "inspect", "network", "secret", "stop", "rm", "reset", "system",
-    "version",
+    "run", "create", "exec", "ls", "inspect", "network", "secret", "stop", "rm", "reset", "build",
+    "system", "version",
 ];
 const NETWORK_COMMANDS: &[&str] = &["proxy", "log", "check"];
 

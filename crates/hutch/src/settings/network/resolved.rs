@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use hutch_agents::AgentSpec;
+use hutch_agents::{AgentSpec, Agents};
 use hutch_policy::services;
 use hutch_policy::settings::{Inspect, NetworkSettings, Service, Upstream, UpstreamProxy};
 
@@ -32,6 +32,13 @@ impl Settings {
     /// of a built-in one takes its place.
     pub(crate) fn services(&self, agent: &AgentSpec) -> Vec<Service> {
         services_for(&self.network, agent)
+    }
+
+    /// What holds for the sandbox of a build: the same without any agent and anybody's credentials.
+    pub(crate) fn of_builder(&self) -> Self {
+        let mut settings = Self { agents: Agents::builder(), ..self.clone() };
+        settings.network.services.clear();
+        settings
     }
 
     /// The names of all services, built in or the user's own.
