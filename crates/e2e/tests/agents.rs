@@ -174,3 +174,35 @@ fn gemini_works() {
 fn opencode_works() {
     works(&OPENCODE);
 }
+
+/// Those that no package archive has, with a program that plays them.
+#[test]
+fn a_template_without_the_agent_says_so_and_one_with_it_starts_it() {
+    let environment = TestEnvironment::new();
+    let project = environment.project("work");
+    for (word, program, started) in [
+        ("kiro", "kiro", "chat --trust-all-tools --resume"),
+        ("cagent", "docker-agent", "run --yolo --resume"),
+    ] {
+        let name = format!("mine-{program}");
+        environment
+            .hutch(["create", "-q", "-t", "shell", "--name", &name, word])
+            .args([&project])
+            .run()
+            .success();
+        environment.hutch(["run", "-q", &name]).limit(START).run().code(1).complains(&format!(
+            "agent binary \"{program}\" not found in sandbox: verify this is the correct sandbox type"
+        ));
+        let install = format!(
+            "printf '#!/bin/sh\\necho \"$@\"\\n' > /usr/local/bin/{program}; chmod 755 /usr/local/bin/{program}"
+        );
+        environment.hutch(["exec", "-u", "root", &name, "sh", "-c", &install]).run().success();
+        environment
+            .hutch(["run", "-q", &name, "--", "--resume"])
+            .limit(START)
+            .run()
+            .success()
+            .says(started);
+        environment.hutch(["rm", &name]).run().success();
+    }
+}

@@ -250,7 +250,7 @@ fn config(of: &TemplateConfig, chain: &[(String, LayerRecord)]) -> Vec<u8> {
     let history: Vec<_> = chain.iter().map(|_| json!({ "created_by": "hutch" })).collect();
     let diff_ids: Vec<&String> = chain.iter().map(|(diff_id, _)| diff_id).collect();
     let config = json!({
-        "architecture": of.architecture.as_deref().unwrap_or(architecture()),
+        "architecture": of.architecture.as_deref().unwrap_or_else(architecture),
         "os": "linux",
         "config": {
             "User": of.user.as_deref().unwrap_or_default(),
