@@ -245,12 +245,13 @@ fn file(archive: &mut tar::Writer<Vec<u8>>, name: &str, content: &[u8]) -> Resul
 
 /// A base's configuration as images have it.
 fn config(of: &TemplateConfig, chain: &[(String, LayerRecord)]) -> Vec<u8> {
+    let machine = architecture();
     let environment: Vec<String> =
         of.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let history: Vec<_> = chain.iter().map(|_| json!({ "created_by": "hutch" })).collect();
     let diff_ids: Vec<&String> = chain.iter().map(|(diff_id, _)| diff_id).collect();
     let config = json!({
-        "architecture": of.architecture.as_deref().unwrap_or_else(architecture),
+        "architecture": of.architecture.as_deref().unwrap_or(machine),
         "os": "linux",
         "config": {
             "User": of.user.as_deref().unwrap_or_default(),
