@@ -10,7 +10,9 @@
 //! | any transfer coding but exactly `chunked` | a coding that we would have to understand |
 //! | `Host` twice, missing, or another one than in the request target | which one decides? |
 //! | `TRACE`, `TRACK` | the answer would show what was put into the request |
-//! | `Upgrade: h2c` | requests in it would not be seen |
+//!
+//! An upgrade to HTTP/2 (`h2c`), in which requests would not be seen, is passed over as RFC 9110 (7.8) allows: the request
+//! stays one of HTTP/1. Java's client asks for it with every plain request.
 
 mod fields;
 
@@ -82,9 +84,6 @@ pub enum Fault {
     /// TRACE.
     #[error("the method TRACE is not forwarded")]
     Trace,
-    /// HTTP/2 without TLS.
-    #[error("an upgrade to h2c is not forwarded")]
-    H2c,
     /// An expectation that we do not know.
     #[error("the expectation of the request is not known")]
     Expectation,
@@ -143,7 +142,7 @@ pub struct Head {
     pub expects_continue: bool,
     /// The client wants to go on with the next request.
     pub keep_alive: bool,
-    /// The protocols of `Upgrade`, if `Connection` names it.
+    /// The protocols of `Upgrade` but HTTP's own, if `Connection` names it.
     pub upgrade: Option<String>,
 }
 
@@ -328,15 +327,10 @@ fn framing(fields: &HeaderMap, version: Version) -> Result<Framing, Fault> {
     }
 }
 
+/// What the connection may be changed to: never another version of HTTP.
 fn upgrade(fields: &HeaderMap, connection: &[String]) -> Result<Option<String>, Fault> {
-    if fields.contains_key("http2-settings") {
-        return Err(Fault::H2c);
-    }
-    let protocols = fields::tokens(fields, &header::UPGRADE)?;
-    let h2 = |name: &String| name == "h2c" || name == "h2" || name.starts_with("http/");
-    if protocols.iter().any(h2) {
-        return Err(Fault::H2c);
-    }
+    let mut protocols = fields::tokens(fields, &header::UPGRADE)?;
+    protocols.retain(|name| name != "h2c" && name != "h2" && !name.starts_with("http/"));
     let asked = connection.iter().any(|name| name == "upgrade") && !protocols.is_empty();
     Ok(asked.then(|| protocols.join(", ")))
 }

@@ -208,16 +208,6 @@ fn other_protocols() -> Vec<Attack> {
         proxy("SOCKS 5", "\u{5}\u{1}\0forbidden"),
         proxy("SOCKS 4", "\u{4}\u{1}\0\u{50}\u{cb}\0\u{71}\u{a}forbidden\0"),
         proxy("HTTP/2 without TLS", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\u{4}\0\0\0\0\0"),
-        proxy(
-            "upgrade to h2c",
-            "GET http://public.test/forbidden HTTP/1.1\r\nHost: public.test\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n",
-        ),
-        tls(
-            "upgrade to h2c within TLS",
-            "api.openai.com:443",
-            Some(TERMINATED),
-            "GET /forbidden HTTP/1.1\r\nHost: api.openai.com\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n",
-        ),
         proxy("HTTP/0.9", "GET http://public.test/forbidden\r\n"),
         proxy(
             "HTTP/3 in name",

@@ -81,13 +81,29 @@ fn each_fault_is_named() {
     assert_eq!(with("Content-Length: 1\r\nTransfer-Encoding: chunked"), Fault::TwoFramings);
     assert_eq!(with("Transfer-Encoding: gzip, chunked"), Fault::Coding);
     assert_eq!(with("Expect: 200-maybe"), Fault::Expectation);
-    assert_eq!(with("Upgrade: H2C"), Fault::H2c);
     assert_eq!(fault("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"), Fault::LeadingLine);
     assert_eq!(fault("GET / HTTP/1.1\nHost: a\r\n\r\n"), Fault::LineEnd);
     assert_eq!(fault("GET / HTTP/1.1\r\nHost: a b\r\n\r\n"), Fault::Host);
     assert_eq!(fault("GET / HTTP/1.1\r\nHost: \r\n\r\n"), Fault::Host);
     let many = "A: b\r\n".repeat(MOST_FIELDS + 1);
     assert_eq!(with(many.trim_end()), Fault::TooManyFields);
+}
+
+#[test]
+fn an_upgrade_to_another_version_of_http_is_passed_over() {
+    let upgrade = |protocols: &str| {
+        let text = format!(
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\n\
+             Upgrade: {protocols}\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
+        );
+        let mut head = parse(text.as_bytes()).unwrap();
+        strip_hop(&mut head.fields);
+        assert_eq!(head.fields.len(), 1, "{:?}", head.fields);
+        head.upgrade
+    };
+    assert_eq!(upgrade("H2C"), None);
+    assert_eq!(upgrade("h2c, HTTP/2.0, h2"), None);
+    assert_eq!(upgrade("h2c, websocket").as_deref(), Some("websocket"));
 }
 
 #[test]

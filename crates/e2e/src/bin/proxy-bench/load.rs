@@ -66,6 +66,8 @@ async fn fetch(stream: &mut Secure, way: &Way, bytes: usize) -> Result<(), Failu
 async fn throughput(way: &Way, time: Duration) -> Result<(), Failure> {
     let mut stream = way.connect().await?;
     let piece = 32 << 20;
+    let used = || way.pid.map_or(Ok(0.0), memory::processor_time);
+    let before = used()?;
     let started = Instant::now();
     let mut pieces = 0_u32;
     while started.elapsed() < time {
@@ -74,6 +76,10 @@ async fn throughput(way: &Way, time: Duration) -> Result<(), Failure> {
     }
     let rate = f64::from(pieces) * 32.0 / started.elapsed().as_secs_f64();
     println!("throughput\t{rate}\tMiB/s");
+    if way.pid.is_some() {
+        let cost = (used()? - before) * 1000.0 / (f64::from(pieces) / 32.0);
+        println!("processor time of a GiB\t{cost}\tms");
+    }
     Ok(())
 }
 
@@ -153,7 +159,7 @@ async fn rate(mut tasks: JoinSet<Result<u32, Failure>>, started: Instant) -> Res
 
 /// Memory of the proxy before and while it holds connections that do nothing.
 async fn idle(way: &Way, pid: u32) -> Result<(), Failure> {
-    let before = memory::of_family(pid);
+    let before = memory::of_family(pid)?;
     println!("memory after load\t{before}\tMiB");
     let mut held = Vec::new();
     for _ in 0..IDLE {
@@ -161,6 +167,6 @@ async fn idle(way: &Way, pid: u32) -> Result<(), Failure> {
         fetch(&mut stream, way, SMALL).await?;
         held.push(stream);
     }
-    println!("memory with 1000 idle\t{}\tMiB", memory::of_family(pid));
+    println!("memory with 1000 idle\t{}\tMiB", memory::of_family(pid)?);
     Ok(())
 }

@@ -92,10 +92,11 @@ fn check(context: &Context, arguments: &Arguments) -> Result<u8, Failure> {
 /// The answer for people.
 fn sentence(place: &Authority, checked: &NetworkChecked) -> String {
     let verdict = if checked.allowed { "allowed" } else { "denied" };
-    let addresses = if checked.addresses.is_empty() {
-        "none found".to_owned()
-    } else {
-        checked.addresses.join(", ")
+    let addresses = match (checked.addresses.is_empty(), checked.allowed) {
+        (true, true) => Some("none found".to_owned()),
+        // A rule decided before anything was looked up.
+        (true, false) => None,
+        (false, _) => Some(checked.addresses.join(", ")),
     };
     let tls = match (checked.allowed, checked.inspected, &checked.credential) {
         (false, ..) => None,
@@ -111,7 +112,7 @@ fn sentence(place: &Authority, checked: &NetworkChecked) -> String {
     for (label, value) in [
         ("reason", Some(checked.reason.clone())),
         ("rule", Some(checked.rule.clone())),
-        ("addresses", Some(addresses)),
+        ("addresses", addresses),
         ("TLS", tls),
     ] {
         if let Some(value) = value {
@@ -152,7 +153,6 @@ mod tests {
         [::1]:80 is denied
           reason     the rule allows it\x1b[2J
           rule       api.example.com
-          addresses  none found
         ");
     }
 }
