@@ -39,8 +39,6 @@ const LIMITS: Limits = Limits {
 };
 /// How often connections that wait too long are looked for.
 const PRUNE: Duration = Duration::from_secs(30);
-/// Threads that move bytes.
-const THREADS: usize = 4;
 
 /// Why the worker ended.
 #[derive(Debug, thiserror::Error)]
@@ -106,9 +104,9 @@ pub fn main(directory: &Path, control: &str, link: &str) -> Result<(), WorkerErr
     // Another user's process has lost what the keeper asked for. One that ended before is seen by its closed streams.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(|error| WorkerError::Runtime(error.into()))?;
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
+    // One thread: all connections share the guest's port, which one task serves, and waking another thread for every few
+    // kilobytes costs more than moving them. TLS goes a gigabyte a second on one processor, faster than the port.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(WorkerError::Runtime)?;
