@@ -136,14 +136,23 @@ fn a_build_that_fails_or_is_broken_off_leaves_nothing() {
     };
     let failed = build("failing").run().code(1);
     assert!(failed.talk().contains("reason"), "{failed:?}");
-    let running = build("endless").start();
-    eventually("the build has begun", LONG, || {
-        let listed = environment.hutch(["ls"]).run().text();
-        (listed.contains("build-context") && listed.contains("running")).then_some(())
-    });
-    running.signal(Signal::INT);
-    running.wait(LONG).code(130);
-    assert_eq!(environment.hutch(["ls", "-q"]).run().success().text(), "");
+    let broken_off = |signal| {
+        let running = build("endless").start();
+        eventually("the build has begun", LONG, || {
+            let listed = environment.hutch(["ls"]).run().text();
+            (listed.contains("build-context") && listed.contains("running")).then_some(())
+        });
+        running.signal(signal);
+        running.wait(LONG)
+    };
+    let list = || environment.hutch(["ls", "-q"]).run().success().text();
+    broken_off(Signal::INT).code(130);
+    assert_eq!(list(), "");
+    // Killed, it cannot clean up; the next build does, before anything else.
+    assert!(!broken_off(Signal::KILL).status.success());
+    assert_eq!(list(), "build-context");
+    build("none").run().code(1);
+    assert_eq!(list(), "");
     let templates = environment.hutch(["template", "ls"]).run().success().text();
     assert!(!templates.contains(NEVER_BUILT), "{templates}");
     let left: Vec<_> = fs::read_dir(environment.images())

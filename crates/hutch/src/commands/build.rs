@@ -129,8 +129,8 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
         debug: context.debug,
     };
     let sandboxes = context.sandboxes()?;
-    builder::remove_leftovers(&builder_context, &sandboxes)?;
     let template = block_on(async {
+        builder::remove_leftovers(&builder_context, &sandboxes).await?;
         let bases = dockerfile::images(&dockerfile.text, &variables);
         let offer = start::unless_interrupted(
             builder::prepare(&builder_context, bases, machine),

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use hutch_image::{Offer, Reference, Template};
 use hutch_store::{DockerStart, Draft, SandboxName, SandboxRecord, TemplateReference, Workspace};
 use hutch_wire::guest::{ExecSpec, TemplateDisk};
+use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 use tokio::sync::oneshot;
 
@@ -54,16 +55,19 @@ pub(super) async fn prepare(
     .await
 }
 
-/// Removes builders whose command was killed.
-pub(super) fn remove_leftovers(context: &Context, sandboxes: &Sandboxes) -> Result<(), Failure> {
+/// Removes builders whose command was killed, those that still run too: nobody waits for them.
+pub(super) async fn remove_leftovers(
+    context: &Context,
+    sandboxes: &Sandboxes,
+) -> Result<(), Failure> {
     for record in sandboxes.list()?.into_iter().filter_map(|listed| listed.record.ok()) {
         let Some(owner) = record.labels.get(OWNER_LABEL) else { continue };
         let owner = owner.parse().ok().and_then(Pid::from_raw);
-        let lives = owner.is_some_and(|pid| test_kill_process(pid).is_ok());
-        // One that still runs stops by itself, and is removed the next time.
-        if lives || keeper_client::is_running(sandboxes.store(), &record.name)? {
+        // Alive, or its number is another process's now: then it goes another time.
+        if owner.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH)) {
             continue;
         }
+        let _stopped = keeper_client::stop(sandboxes.store(), &record.name, context.face).await;
         if let Err(error) = sandboxes.remove(record.name.as_ref()) {
             context.printer.debug(&format!("the builder {} was not removed: {error}", record.name));
         }
