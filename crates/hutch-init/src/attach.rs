@@ -5,13 +5,15 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hutch_wire::guest::{AttachSpec, Bytes, EngineStart, WORKSPACE_PORT};
+use hutch_wire::guest::{AttachSpec, BULK_DISK, Bytes, EngineStart, WORKSPACE_PORT};
 use hutch_wire::network::NETWORK_PORT;
+use rustix::fs::{Mode, OFlags};
 
 use crate::container::{self, Container, ContainerError, ContainerSpec};
 use crate::devices::Devices;
@@ -320,11 +322,23 @@ async fn start_workspaces(hardware: &Arc<Hardware>, target: &Path) -> Result<(),
         let device =
             hardware.devices.port(WORKSPACE_PORT, PORT_LIMIT).map_err(|error| failed(&error))?;
         let port = Port::open(&device).map_err(|error| failed(&error))?;
+        let bulk = open_bulk_disk(&hardware.devices);
         // Unmounted with everything else before the power goes.
-        workspace::start(port.into_fd(), &target).map_err(|error| failed(&error))?;
+        workspace::start(port.into_fd(), bulk, &target).map_err(|error| failed(&error))?;
         Ok(())
     })
     .await
+}
+
+/// Opens the disk of large contents, around the kernel's cache: the host writes to it, too. Slower without, never wrong.
+fn open_bulk_disk(devices: &Devices) -> Option<OwnedFd> {
+    let opened = devices.disk(BULK_DISK, PORT_LIMIT).map_err(|error| error.to_string());
+    let opened = opened.and_then(|device| {
+        let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC;
+        rustix::fs::open(&device, flags, Mode::empty())
+            .map_err(|error| format!("cannot open {}: {error}", device.display()))
+    });
+    opened.map_err(|error| log::warn(format!("large contents go by the port: {error}"))).ok()
 }
 
 async fn blocking<T: Send + 'static>(

@@ -12,6 +12,7 @@
 //! hang.
 
 mod ahead;
+mod bulk;
 mod device;
 mod events;
 mod local;
@@ -30,6 +31,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{UnmountFlags, unmount};
 
 use self::ahead::Told;
+use self::bulk::Bulk;
 use self::device::Device;
 use self::port::{Replies, Requests};
 use self::pump::Pump;
@@ -64,8 +66,13 @@ pub struct WorkspacePump {
 }
 
 /// Mounts the workspaces' file system on an existing directory and starts to pass messages. Returns when the worker has
-/// answered: number `i` of the workspaces is then there under the decimal name `i`.
-pub fn start(port: OwnedFd, mount_point: &Path) -> Result<WorkspacePump, WorkspaceError> {
+/// answered: number `i` of the workspaces is then there under the decimal name `i`. `bulk` is the open disk of large
+/// contents, if the host has given one.
+pub fn start(
+    port: OwnedFd,
+    bulk: Option<OwnedFd>,
+    mount_point: &Path,
+) -> Result<WorkspacePump, WorkspaceError> {
     rustix::io::ioctl_fionbio(&port, true).map_err(|error| WorkspaceError::Port(error.into()))?;
     let port = Arc::new(port);
     let requests = Arc::new(Requests::new(Arc::clone(&port)));
@@ -96,7 +103,8 @@ pub fn start(port: OwnedFd, mount_point: &Path) -> Result<WorkspacePump, Workspa
     {
         let mount_point = mount_point.to_owned();
         let told = Told::new(event_thread);
-        let pump = Pump::new(device, requests, Replies::new(port), notify, tell, told);
+        let pump =
+            Pump::new(device, requests, Replies::new(port), Bulk::new(bulk), notify, tell, told);
         spawn("workspace-pump", move || abort(&mount_point, pump.run()))?;
     }
     // The first look waits until the worker has answered the kernel's first request.

@@ -16,6 +16,7 @@
 
 mod network;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -165,11 +166,13 @@ impl Driver<'_> {
         let policy = self.policy()?;
         let attach =
             attach::attach_spec(self.record).map_err(|error| Ending::over(error.to_string()))?;
-        let spec = vm_spec(layout, self.settings, self.record).map_err(Ending::over)?;
+        let bulk = hutch_workspace::bulk::file()
+            .map_err(|error| Ending::over(format!("no file in memory can be made: {error}")))?;
+        let spec = vm_spec(layout, self.settings, self.record, &bulk).map_err(Ending::over)?;
         machine.console_from =
             std::fs::metadata(&spec.serial_log).map_or(0, |metadata| metadata.len());
         machine.scratch = Some(Scratch::make(spec.scratch.clone()).map_err(Ending::over)?);
-        let mut vm = match self.resume(start, machine).await? {
+        let mut vm = match self.resume(start, &bulk, machine).await? {
             Some(vm) => vm,
             None => {
                 self.parts.vmm.start(spec).await.map_err(|error| Ending::over(chain(&error)))?
@@ -193,7 +196,7 @@ impl Driver<'_> {
         let port = ports.remove(NETWORK_PORT).ok_or_else(|| no_port(NETWORK_PORT))?;
 
         let paths = self.store.paths(&self.record.name);
-        machine.worker = self.start_worker(workspace, paths.log("workspace")).await?;
+        machine.worker = self.start_worker(workspace, bulk, paths.log("workspace")).await?;
         let opening = self.start_proxy(machine, policy, port).await?;
 
         // The proxy makes itself ready while the guest boots.
@@ -248,6 +251,7 @@ impl Driver<'_> {
     async fn resume(
         &self,
         start: Start,
+        bulk: &OwnedFd,
         machine: &mut Machine,
     ) -> Result<Option<Box<dyn Vm>>, Ending> {
         let layout = self.store.layout();
@@ -270,7 +274,7 @@ impl Driver<'_> {
                 return Ok(None);
             }
         };
-        let spec = vm_spec(layout, self.settings, self.record).map_err(Ending::over)?;
+        let spec = vm_spec(layout, self.settings, self.record, bulk).map_err(Ending::over)?;
         let snapshot = Snapshot { memory: files.memory.into(), state: files.state.into() };
         match self.parts.vmm.resume(spec, snapshot).await {
             Ok(vm) => {
@@ -286,12 +290,17 @@ impl Driver<'_> {
     }
 
     /// Starts the worker of a sandbox that has workspaces.
-    async fn start_worker(&self, port: UnixStream, log: PathBuf) -> Result<Worker, Ending> {
+    async fn start_worker(
+        &self,
+        port: UnixStream,
+        bulk: OwnedFd,
+        log: PathBuf,
+    ) -> Result<Worker, Ending> {
         let workspaces = self.record.workspaces.clone();
         if workspaces.is_empty() {
             return Ok(None);
         }
-        let start = WorkspaceStart { workspaces, port, log };
+        let start = WorkspaceStart { workspaces, port, bulk: Some(bulk), log };
         let worker =
             self.parts.workspace.start(start).await.map_err(|error| {
                 Ending::over(format!("the workspaces cannot be served: {error}"))

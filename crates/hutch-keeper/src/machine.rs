@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use hutch_store::{Layout, SandboxRecord, SnapshotKey};
-use hutch_vmm::{DiskSpec, Memory, Vm, VmSpec};
-use hutch_wire::guest::{CHANNEL_PORT, DATA_DISK, TemplateDisk, WORKSPACE_PORT};
+use hutch_vmm::{DiskSpec, DiskUse, Memory, Vm, VmSpec};
+use hutch_wire::guest::{BULK_DISK, CHANNEL_PORT, DATA_DISK, TemplateDisk, WORKSPACE_PORT};
 use hutch_wire::network::NETWORK_PORT;
 
 use crate::Settings;
@@ -67,6 +68,7 @@ pub(crate) fn vm_spec(
     layout: &Layout,
     settings: &Settings,
     record: &SandboxRecord,
+    bulk: &OwnedFd,
 ) -> Result<VmSpec, String> {
     let paths = layout.sandbox(&record.name);
     let logs = paths.logs();
@@ -76,9 +78,10 @@ pub(crate) fn vm_spec(
         .create(&logs)
         .map_err(|error| format!("the directory {} cannot be made: {error}", logs.display()))?;
     let mut disks = template_disks(&settings.template_layers, |path, serial| {
-        disk("template layer", path, true, serial)
+        disk("template layer", path, DiskUse::Image, serial)
     })?;
-    disks.push(disk("data disk", &paths.data(), false, DATA_DISK)?);
+    disks.push(disk("data disk", &paths.data(), DiskUse::Data, DATA_DISK)?);
+    disks.push(bulk_disk(bulk).map_err(|error| format!("a file cannot be shared: {error}"))?);
     Ok(VmSpec {
         accelerator: settings.accelerator,
         cpus: record.cpus,
@@ -95,6 +98,11 @@ pub(crate) fn vm_spec(
     })
 }
 
+/// The disk of large contents of workspaces: the same open file as the worker's.
+pub(crate) fn bulk_disk(file: &OwnedFd) -> io::Result<DiskSpec> {
+    Ok(DiskSpec { file: file.try_clone()?, usage: DiskUse::Exchange, serial: BULK_DISK.to_owned() })
+}
+
 /// The template's disks in the order of its layers.
 pub(crate) fn template_disks<E>(
     layers: &[PathBuf],
@@ -106,10 +114,10 @@ pub(crate) fn template_disks<E>(
     disks.map(|(disk, layer)| open(layer, &disk.serial())).collect()
 }
 
-fn disk(what: &str, path: &Path, read_only: bool, serial: &str) -> Result<DiskSpec, String> {
+fn disk(what: &str, path: &Path, usage: DiskUse, serial: &str) -> Result<DiskSpec, String> {
     let file = fs::OpenOptions::new()
         .read(true)
-        .write(!read_only)
+        .write(usage != DiskUse::Image)
         .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
         .open(path)
         .and_then(|file| match file.metadata()?.is_file() {
@@ -120,5 +128,5 @@ fn disk(what: &str, path: &Path, read_only: bool, serial: &str) -> Result<DiskSp
     // A blocking descriptor from here on, as for any file.
     rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::empty())
         .map_err(|error| format!("the {what} {} cannot be used: {error}", path.display()))?;
-    Ok(DiskSpec { file: file.into(), read_only, serial: serial.to_owned() })
+    Ok(DiskSpec { file: file.into(), usage, serial: serial.to_owned() })
 }

@@ -16,15 +16,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hutch_store::{FileError, HostPath, MakeError, SnapshotKey, Snapshots};
-use hutch_vmm::{Accelerator, DiskSpec, Memory, SaveError, Snapshot, StartError, Vm, VmSpec, Vmm};
-use hutch_wire::guest::{Bytes, CHANNEL_PORT, ControlReply, ControlRequest, DATA_DISK, Open};
+use hutch_vmm::{
+    Accelerator, DiskSpec, DiskUse, Memory, SaveError, Snapshot, StartError, Vm, VmSpec, Vmm,
+};
+use hutch_wire::guest::{
+    BULK_DISK, Bytes, CHANNEL_PORT, ControlReply, ControlRequest, DATA_DISK, Open,
+};
 use hutch_wire::{Connection, Limits, Role, Stream, message};
 use tokio::time::timeout;
 
 use crate::attach::realtime_ns;
 use crate::guest;
 use crate::log::guest_text;
-use crate::machine::{PORTS, Scratch, template_disks};
+use crate::machine::{PORTS, Scratch, bulk_disk, template_disks};
 
 /// Changes whenever a snapshot of an older Hutch must not be resumed although nothing else in the key tells.
 const FORMAT: &str = "hutch snapshot 1";
@@ -128,14 +132,19 @@ impl Shape {
         let mut disks = template_disks(&self.template_layers, |_, serial| {
             Ok::<_, SnapshotError>(DiskSpec {
                 file: nothing()?.into(),
-                read_only: true,
+                usage: DiskUse::Image,
                 serial: serial.to_owned(),
             })
         })?;
         disks.push(DiskSpec {
             file: nothing()?.into(),
-            read_only: false,
+            usage: DiskUse::Data,
             serial: DATA_DISK.to_owned(),
+        });
+        disks.push(DiskSpec {
+            file: nothing()?.into(),
+            usage: DiskUse::Exchange,
+            serial: BULK_DISK.to_owned(),
         });
         let spec = self.spec(disks, Path::new("/"));
         let start_error = |error: StartError| SnapshotError::Start(crate::driver::chain(&error));
@@ -273,15 +282,17 @@ impl Work<'_> {
             let file = File::open(image).map_err(image_error(image))?;
             Ok::<_, SnapshotError>(DiskSpec {
                 file: file.into(),
-                read_only: true,
+                usage: DiskUse::Image,
                 serial: serial.to_owned(),
             })
         })?;
         disks.push(DiskSpec {
             file: self.placeholder().map_err(image_error(self.scratch))?,
-            read_only: false,
+            usage: DiskUse::Data,
             serial: DATA_DISK.to_owned(),
         });
+        let bulk = hutch_workspace::bulk::file().and_then(|file| bulk_disk(&file));
+        disks.push(bulk.map_err(image_error(Path::new(BULK_DISK)))?);
         Ok(shape.spec(disks, self.scratch))
     }
 

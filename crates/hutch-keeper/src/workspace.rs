@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ pub struct WorkspaceStart {
     pub workspaces: Vec<Workspace>,
     /// The VM's workspace port.
     pub port: UnixStream,
+    /// The file of the VM's disk of large contents ([`hutch_workspace::bulk`]).
+    pub bulk: Option<OwnedFd>,
     /// Receives the worker's log.
     pub log: PathBuf,
 }
@@ -82,7 +84,7 @@ impl Worker {
         let port = start.port.into_std()?;
         port.set_nonblocking(false)?;
         let (log, writer) = ProcessLog::start(&start.log)?;
-        let worker = hutch_workspace::spawn(program, &spec, port.into(), writer)?;
+        let worker = hutch_workspace::spawn(program, &spec, port.into(), start.bulk, writer)?;
         let ended = watch_end("workspace end", worker.process().as_fd().try_clone_to_owned()?)?;
         Ok(Self { worker, end: End::new(ended, log) })
     }
@@ -124,7 +126,7 @@ mod tests {
         let host = HutchWorkspace { programs: Programs::new(Some(base.path()), &program) };
         let (port, other_end) = UnixStream::pair().unwrap();
         let log = base.path().join("log");
-        let start = WorkspaceStart { workspaces: Vec::new(), port, log: log.clone() };
+        let start = WorkspaceStart { workspaces: Vec::new(), port, bulk: None, log: log.clone() };
         let mut worker = host.start(start).await.unwrap();
         // The port is its input.
         drop(other_end);
@@ -142,6 +144,7 @@ mod tests {
         let start = || WorkspaceStart {
             workspaces: Vec::new(),
             port: UnixStream::pair().unwrap().0,
+            bulk: None,
             log: base.path().join("log"),
         };
         let missing = host.start(start()).await.unwrap_err();

@@ -89,13 +89,24 @@ pub struct Snapshot {
 /// The serial log stops growing here.
 pub const SERIAL_LOG_MAX: u64 = 16 * 1024 * 1024;
 
+/// What a disk is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskUse {
+    /// An image: the guest cannot write.
+    Image,
+    /// The guest's own data: what it flushed stays, and what it frees is free on the host.
+    Data,
+    /// A way for large contents between the guest and a process of the host: nothing has to last.
+    Exchange,
+}
+
 /// One block device.
 #[derive(Debug)]
 pub struct DiskSpec {
     /// The open image file (raw format, always: a guest-written header is never interpreted).
     pub file: OwnedFd,
-    /// Not writable by the guest.
-    pub read_only: bool,
+    /// What it is for.
+    pub usage: DiskUse,
     /// Serial number by which the guest finds it.
     pub serial: String,
 }

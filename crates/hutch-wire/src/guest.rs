@@ -26,6 +26,8 @@ pub const WORKSPACE_PORT: &str = "hutch.workspace";
 const TEMPLATE_DISK: &str = "template";
 /// Serial number of the sandbox's own data disk.
 pub const DATA_DISK: &str = "data";
+/// Serial number of the disk that large contents of workspaces' files go by, see [`crate::workspace::bulk`].
+pub const BULK_DISK: &str = "bulk";
 
 /// A read-only disk of the template: one for each of its layers.
 ///

@@ -14,6 +14,23 @@
 //!    │ SEEN {count} ──────────────────────────▶ │  so many notifications and events are done
 //! ```
 //!
+//! # Large contents
+//!
+//! A port moves bytes in pieces of 4 KiB, each an interrupt of the guest; a disk moves a megabyte at once. So the content
+//! of large reads and writes goes by a disk of its own ([`crate::guest::BULK_DISK`]), whose file the worker has too, and
+//! only the headers go by the port. Init owns the disk's places ([`bulk`]). It names one in the field that FUSE leaves
+//! free in a READ or WRITE, and has it back with the reply:
+//!
+//! ```text
+//!   READ  {…, place} ──────────▶ │ writes the content to the place
+//!    │ ◀── BULK {unique, length} │ or an ordinary reply: an error, or a content that is not worth it
+//!   writes the content to the place
+//!   WRITE {…, place} ──────────▶ │ reads it there
+//!    │ ◀──────── ordinary reply  │
+//! ```
+//!
+//! # Changes on the host
+//!
 //! The kernel tells watchers only of changes that are made through it. For an [`Event`], init therefore has the thread
 //! that it announced make that very change on its own mount; the worker knows the thread by the number in the request's
 //! header, answers as if the change were made, and does nothing. A guest that lies about the thread fools itself only.
@@ -30,10 +47,32 @@ pub const OPCODE_SEEN: u32 = 0x4855_0002;
 pub const CODE_EVENT: i32 = 0x4855_0001;
 /// `error` of a reply with `unique` 0 that carries an [`Ahead`].
 pub const CODE_AHEAD: i32 = 0x4855_0002;
+/// `error` of a reply to a READ whose content is in the place that the request named; its body is the length, as `u32`.
+pub const CODE_BULK: i32 = 0x4855_0003;
 /// Largest body of a message of this module in bytes: two paths and two names.
 pub const BODY_MAX: usize = 10 * 1024;
 /// Version of these messages.
 pub const VERSION: u16 = 1;
+
+/// The disk of large contents.
+pub mod bulk {
+    /// How many contents have a place at the same time.
+    pub const PLACES: u32 = 4;
+    /// Bytes of a place: the largest content of a request.
+    pub const PLACE_BYTES: u64 = 1 << 20;
+    /// Bytes of the disk.
+    pub const DISK_BYTES: u64 = PLACES as u64 * PLACE_BYTES;
+    /// A shorter content is sooner there by the port.
+    pub const WORTH_IT: u32 = 32 << 10;
+    /// Offset of the free field in `struct fuse_read_in` and `struct fuse_write_in`: 0 without a place, else its number
+    /// and one.
+    pub const FIELD: usize = 36;
+
+    /// Where the place is on the disk; none for a number that no place has.
+    pub fn offset(place: u32) -> Option<u64> {
+        (place < PLACES).then(|| u64::from(place) * PLACE_BYTES)
+    }
+}
 
 /// Init's first message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

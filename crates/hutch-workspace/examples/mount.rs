@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let prepared = Prepared::open(WorkerSpec::new(vec![WorkspaceSpec::new(&host, false)]))?;
     rustix::process::umask(rustix::fs::Mode::empty());
     let serving = std::thread::spawn(move || prepared.serve(worker.into()));
-    let pump = hutch_init::workspace::start(guest.into(), &mount_point)?;
+    let pump = hutch_init::workspace::start(guest.into(), None, &mount_point)?;
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     pump.stop()?;
     drop(serving);

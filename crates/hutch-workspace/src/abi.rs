@@ -9,7 +9,7 @@ mod request;
 pub use names::{Name, NameError};
 pub use reply::{Attributes, Entry, Reply, Valid};
 pub use request::{
-    Changes, Create, Fallocate, Header, Init, Malformed, Read, Request, TimeChange, Write,
+    Changes, Create, Data, Fallocate, Header, Init, Malformed, Read, Request, TimeChange, Write,
 };
 
 /// The protocol's major version.

@@ -5,7 +5,7 @@
 //! name is by now.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxFlags, StatxTimestamp, openat, statx};
@@ -131,3 +131,54 @@ pub(crate) fn time(time: StatxTimestamp) -> (i64, u32) {
 
 /// Opens for reading what is a directory.
 pub(crate) const READ_DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
+
+/// Reads as much as there is, at most what `data` has room for; an error counts only if nothing was read.
+pub(crate) fn read_all(
+    file: BorrowedFd<'_>,
+    mut data: &mut [u8],
+    mut offset: u64,
+) -> Result<usize, Errno> {
+    let mut read = 0;
+    while !data.is_empty() {
+        match rustix::io::pread(file, &mut *data, offset) {
+            Ok(0) => break,
+            Ok(count) => {
+                read += count;
+                data = data.get_mut(count..).unwrap_or_default();
+                offset = advanced(offset, count);
+            }
+            Err(Errno::INTR) => {}
+            Err(error) if read == 0 => return Err(error),
+            Err(_) => break,
+        }
+    }
+    Ok(read)
+}
+
+/// Writes as much as the host takes; an error counts only if nothing was written.
+pub(crate) fn write_all(
+    file: BorrowedFd<'_>,
+    mut data: &[u8],
+    mut offset: u64,
+) -> Result<usize, Errno> {
+    let mut written = 0;
+    while !data.is_empty() {
+        match rustix::io::pwrite(file, data, offset) {
+            Ok(0) => break,
+            Ok(count) => {
+                written += count;
+                data = data.get(count..).unwrap_or_default();
+                offset = advanced(offset, count);
+            }
+            Err(Errno::INTR) => {}
+            Err(error) if written == 0 => return Err(error),
+            Err(_) => break,
+        }
+    }
+    Ok(written)
+}
+
+/// Past the largest offset the kernel refuses.
+fn advanced(offset: u64, count: usize) -> u64 {
+    offset.saturating_add(u64::try_from(count).unwrap_or(u64::MAX))
+}

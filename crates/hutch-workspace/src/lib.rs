@@ -18,6 +18,7 @@
 //! sends, memory, descriptors and threads are bounded, and only the guest's own workspace changes.
 
 pub mod abi;
+pub mod bulk;
 mod confine;
 mod count;
 mod host;

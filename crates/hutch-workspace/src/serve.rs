@@ -13,6 +13,7 @@ use rustix::fs::FileType;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::abi::Reply;
+use crate::bulk::Bulk;
 use crate::count::Counts;
 use crate::locked::locked;
 use crate::nodes::Nodes;
@@ -65,6 +66,7 @@ pub struct Prepared {
     pub(crate) opened: Vec<Opened>,
     watches_max: usize,
     descriptors_max: Option<usize>,
+    bulk: Option<Bulk>,
     counts: Arc<Counts>,
 }
 
@@ -80,8 +82,16 @@ impl Prepared {
             spec,
             watches_max: watch::watches_max(),
             descriptors_max: None,
+            bulk: None,
             counts: Arc::default(),
         })
+    }
+
+    /// Large contents go by this file ([`crate::bulk::file`]), which is a disk of the guest.
+    #[must_use]
+    pub fn with_bulk(mut self, file: Option<OwnedFd>) -> Self {
+        self.bulk = file.map(Bulk);
+        self
     }
 
     /// Lowers the watches that are placed at most.
@@ -151,7 +161,7 @@ impl Prepared {
         }
         let watcher = Watcher::new(self.watches_max).map_err(setup("inotify"))?;
         let notifier = Notifier::new(sender);
-        Server::new(spaces, roots, nodes, watcher, notifier, Arc::clone(&self.counts))
+        Server::new(spaces, roots, nodes, watcher, notifier, self.bulk, self.counts)
             .map_err(setup("/proc/self/fd"))
     }
 

@@ -30,6 +30,7 @@ pub(crate) use self::echo::{Echo, Expected};
 use crate::abi::{
     DATA_MAX, Header, Init, MAJOR, MINOR, Malformed, NameError, Reply, Request, init_flag,
 };
+use crate::bulk::Bulk;
 use crate::count::Counts;
 use crate::host::{Handle, ProcFd};
 use crate::nodes::{Node, Nodes};
@@ -52,6 +53,8 @@ pub(crate) struct Server {
     pub(crate) notifier: Notifier,
     pub(crate) echo: Echo,
     pub(crate) counts: Arc<Counts>,
+    /// Where large contents go, if there is one.
+    bulk: Option<Bulk>,
     streams: Streams,
     /// Files held open for writing since their creation.
     creators: AtomicUsize,
@@ -75,6 +78,7 @@ impl Server {
         nodes: Nodes,
         watcher: Watcher,
         notifier: Notifier,
+        bulk: Option<Bulk>,
         counts: Arc<Counts>,
     ) -> Result<Self, Errno> {
         Ok(Self {
@@ -86,6 +90,7 @@ impl Server {
             notifier,
             echo: Echo::default(),
             counts,
+            bulk,
             streams: Streams::default(),
             creators: AtomicUsize::new(0),
             expire_only: AtomicBool::new(true),
@@ -121,7 +126,7 @@ impl Server {
         let result = catch_unwind(AssertUnwindSafe(|| self.serve(header, &request, reply)));
         match result {
             Ok(Ok(())) => {
-                reply.finish(header.unique, 0);
+                reply.finish(header.unique, reply.code());
                 Answer::Send
             }
             Ok(Err(error)) => fail(header, reply, error),

@@ -34,17 +34,23 @@ pub struct Worker {
     process: Process,
 }
 
-/// Starts the worker program on a connected stream; its log goes to `log`. It dies with the caller.
+/// Starts the worker program on a connected stream; its log goes to `log`, and large contents by the file `bulk`, if
+/// there is one. It dies with the caller.
 pub fn spawn(
     program: &Path,
     spec: &WorkerSpec,
     port: OwnedFd,
+    bulk: Option<OwnedFd>,
     log: File,
 ) -> Result<Worker, SpawnError> {
     let spec = spec_file(spec).map_err(SpawnError::Spec)?;
     let mut launch = Launch::new(program);
     let spec = launch.inherit(spec);
     launch.arg(spec.to_string());
+    if let Some(bulk) = bulk {
+        let bulk = launch.inherit(bulk);
+        launch.arg(bulk.to_string());
+    }
     // A descriptor that a program is given as its input can be had without `unsafe`.
     launch.stdin(port).stderr(log).new_session().die_with_parent();
     let mut child = launch.start()?.child;

@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::net::UnixStream;
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use hutch_wire::workspace::{CODE_EVENT, Event, Hello, OPCODE_HELLO, VERSION};
+use hutch_wire::workspace::{CODE_BULK, CODE_EVENT, Event, Hello, OPCODE_HELLO, VERSION, bulk};
 use hutch_workspace::abi::opcode;
 use hutch_workspace::{Worker, WorkerSpec, WorkspaceSpec, spawn};
 use tempfile::TempDir;
@@ -61,6 +62,10 @@ impl Answer {
 
 impl Guest {
     fn new() -> Self {
+        Self::with_bulk(None)
+    }
+
+    fn with_bulk(disk: Option<OwnedFd>) -> Self {
         let root = TempDir::new().expect("a temporary directory");
         for place in ["workspace", "outside"] {
             fs::create_dir(root.path().join(place)).expect("a directory");
@@ -71,7 +76,7 @@ impl Guest {
         let spec = WorkerSpec::new(vec![WorkspaceSpec::new(&root.path().join("workspace"), false)]);
         let log = fs::File::create(root.path().join("log")).expect("a log");
         let program = Path::new(env!("CARGO_BIN_EXE_hutch-workspace"));
-        let worker = spawn(program, &spec, worker_end.into(), log).expect("a worker");
+        let worker = spawn(program, &spec, worker_end.into(), disk, log).expect("a worker");
         let mut guest = Self { root, stream, worker, unique: 0, events: Vec::new() };
         let mut init = Vec::new();
         for field in [7_u32, 40, 0, u32::MAX] {
@@ -164,6 +169,49 @@ fn terminated(name: &[u8]) -> Vec<u8> {
 
 fn read_body(offset: u64, size: u32) -> Vec<u8> {
     [&[0; 8][..], &offset.to_le_bytes(), &size.to_le_bytes(), &[0; 20]].concat()
+}
+
+/// A READ or WRITE that names a place on the disk of large contents.
+fn with_place(number: u32, size: u32) -> Vec<u8> {
+    [&[0; 16][..], &size.to_le_bytes(), &[0; 16], &number.to_le_bytes()].concat()
+}
+
+#[test]
+fn only_places_that_there_are_can_be_named() {
+    const LARGE: u32 = bulk::WORTH_IT;
+    let disk = hutch_workspace::bulk::file().expect("a file in memory");
+    let mut guest = Guest::with_bulk(Some(disk.try_clone().expect("a descriptor")));
+    fs::write(guest.host("large"), vec![7; 200_000]).expect("a file");
+    let workspace = guest.workspace();
+    let node = guest.lookup(workspace, b"large").node();
+    for number in [bulk::PLACES + 1, u32::MAX] {
+        for opcode in [opcode::READ, opcode::WRITE] {
+            assert_eq!(guest.ask(opcode, node, &with_place(number, LARGE)).error, errno::INVAL);
+        }
+    }
+    // More than a place has, and more than there is.
+    let whole = u32::try_from(bulk::PLACE_BYTES).expect("a small number");
+    let refused = guest.ask(opcode::WRITE, node, &with_place(1, whole + 1));
+    assert_eq!(refused.error, errno::INVAL);
+    let last = guest.ask(opcode::READ, node, &with_place(bulk::PLACES, u32::MAX));
+    assert_eq!((last.error, last.body), (CODE_BULK, 200_000_u32.to_le_bytes().to_vec()));
+    let mut place = vec![0; 200_001];
+    rustix::io::pread(&disk, &mut place, bulk::offset(bulk::PLACES - 1).expect("a place"))
+        .expect("it can be read");
+    assert!(place[..200_000].iter().all(|&byte| byte == 7) && place[200_000] == 0);
+    // Nothing is cut off the disk, by whoever has it.
+    assert!(rustix::fs::ftruncate(&disk, 0).is_err());
+    guest.alive();
+
+    // Without a disk a place means nothing.
+    let mut guest = Guest::new();
+    fs::write(guest.host("large"), vec![7; 200_000]).expect("a file");
+    let workspace = guest.workspace();
+    let node = guest.lookup(workspace, b"large").node();
+    let read = guest.ask(opcode::READ, node, &with_place(1, LARGE));
+    assert_eq!((read.error, read.body.len()), (0, LARGE as usize));
+    assert_eq!(guest.ask(opcode::WRITE, node, &with_place(1, LARGE)).error, errno::INVAL);
+    guest.end();
 }
 
 /// Requests with a name, and their bodies.

@@ -12,8 +12,8 @@ use rustix::mount::{MountFlags, mount};
 
 /// Room for the largest request: 1 MiB of data and its headers. The kernel refuses smaller ones.
 pub(super) const REQUEST_BUFFER: usize = (1 << 20) + (64 << 10);
-/// Bytes that the kernel reads ahead of a program: as many as one request carries.
-const READ_AHEAD_KIB: u32 = 1024;
+/// What the kernel reads ahead of a program: two requests, so that one is on its way while the other is taken in.
+const READ_AHEAD_KIB: u32 = 2048;
 
 /// The connection to the kernel.
 #[derive(Debug)]

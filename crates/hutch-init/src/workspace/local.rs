@@ -22,12 +22,17 @@ pub(super) fn answer(request: &[u8]) -> Option<[u8; REPLY_HEADER_LEN]> {
     if field(4)? != GETXATTR || request.get(REQUEST_HEADER_LEN + GETXATTR_IN_LEN..)? != CAPABILITY {
         return None;
     }
-    let unique = request.get(8..16)?;
+    let unique = request.get(8..16)?.try_into().ok().map(u64::from_le_bytes)?;
+    Some(error(unique, Errno::NODATA))
+}
+
+/// The answer that a request has failed.
+pub(super) fn error(unique: u64, error: Errno) -> [u8; REPLY_HEADER_LEN] {
     let mut reply = [0; REPLY_HEADER_LEN];
-    reply[..4].copy_from_slice(&u32::try_from(REPLY_HEADER_LEN).ok()?.to_le_bytes());
-    reply[4..8].copy_from_slice(&(-Errno::NODATA.raw_os_error()).to_le_bytes());
-    reply[8..].copy_from_slice(unique);
-    Some(reply)
+    reply[..4].copy_from_slice(&u32::try_from(REPLY_HEADER_LEN).unwrap_or(0).to_le_bytes());
+    reply[4..8].copy_from_slice(&(-error.raw_os_error()).to_le_bytes());
+    reply[8..].copy_from_slice(&unique.to_le_bytes());
+    reply
 }
 
 /// Whether a request only says what the kernel forgets, which has no answer.

@@ -15,12 +15,13 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use hutch_wire::workspace::{Ahead, CODE_AHEAD, CODE_EVENT, Event};
+use hutch_wire::workspace::{Ahead, CODE_AHEAD, CODE_BULK, CODE_EVENT, Event};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::thread::sched_yield;
 
 use super::ahead::Told;
+use super::bulk::{Buffer, Bulk};
 use super::device::{Device, REQUEST_BUFFER};
 use super::local;
 use super::port::{REPLY_HEADER_LEN, Replies, Reply, Requests};
@@ -51,6 +52,7 @@ pub(super) struct Pump {
     device: Arc<Device>,
     requests: Arc<Requests>,
     replies: Replies,
+    bulk: Bulk,
     notify: Sender<Vec<u8>>,
     tell: Sender<Event>,
     told: Told,
@@ -66,6 +68,7 @@ impl Pump {
         device: Arc<Device>,
         requests: Arc<Requests>,
         replies: Replies,
+        bulk: Bulk,
         notify: Sender<Vec<u8>>,
         tell: Sender<Event>,
         told: Told,
@@ -76,6 +79,7 @@ impl Pump {
             device,
             requests,
             replies,
+            bulk,
             notify,
             tell,
             told,
@@ -87,12 +91,12 @@ impl Pump {
 
     /// Passes messages until the file system is unmounted or the port fails.
     pub(super) fn run(mut self) -> io::Result<()> {
-        let mut buffer = vec![0; REQUEST_BUFFER];
+        let mut buffer = Buffer::for_requests(REQUEST_BUFFER);
         let mut looked = 0;
         let mut since = Instant::now();
         loop {
             let answer = self.pass_reply()?;
-            let request = self.pass_request(&mut buffer)?;
+            let request = self.pass_request(buffer.get())?;
             match (answer, request) {
                 (Look::End, _) | (_, Look::End) => return Ok(()),
                 (Look::Nothing, Look::Nothing) if looked >= self.looks || self.sleeps > 0 => {
@@ -152,8 +156,8 @@ impl Pump {
             let moved = self.requests.flush()? < left;
             return Ok(if moved { Look::Something } else { Look::Nothing });
         }
-        match self.device.read(buffer) {
-            Ok(0) | Err(Errno::NODEV) => Ok(Look::End),
+        match self.bulk.receive(&self.device, buffer) {
+            Ok(0) => Ok(Look::End),
             Ok(len) => {
                 let request = buffer.get(..len).unwrap_or_default();
                 let known = match local::answer(request) {
@@ -177,10 +181,13 @@ impl Pump {
                 }
                 Ok(Look::Something)
             }
-            Err(Errno::AGAIN) => Ok(Look::Nothing),
-            // The kernel took the request back; there will be others.
-            Err(Errno::INTR | Errno::NOENT) => Ok(Look::Something),
-            Err(error) => Err(error.into()),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::AGAIN) => Ok(Look::Nothing),
+                Some(Errno::NODEV) => Ok(Look::End),
+                // The kernel took the request back; there will be others.
+                Some(Errno::INTR | Errno::NOENT) => Ok(Look::Something),
+                _ => Err(error),
+            },
         }
     }
 
@@ -198,7 +205,11 @@ impl Pump {
             return Ok(Look::Nothing);
         };
         if unique != 0 {
-            match self.device.write(message) {
+            let told = match self.bulk.take_back(unique) {
+                Some(place) if code == CODE_BULK => self.bulk.answer(&self.device, message, place),
+                _ => self.device.write(message),
+            };
+            match told {
                 // The program that asked has been killed.
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(Errno::NODEV) => return Ok(Look::End),

@@ -85,7 +85,7 @@ impl Vmm for FakeVmm {
                 return Err(StartError::Spec { what: "a shape".to_owned() });
             }
             assert!(spec.scratch.is_dir());
-            assert_eq!(spec.disks.len(), 2);
+            assert_eq!(spec.disks.len(), 3);
             let power = Power(Arc::new(watch::Sender::new(None)));
             *self.power.lock().unwrap() = Some(power.clone());
             let (channel, guest_channel) = UnixStream::pair().unwrap();

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::discover::Version;
 use crate::arch::Architecture;
-use crate::{Accelerator, StartError, VmSpec};
+use crate::{Accelerator, DiskUse, StartError, VmSpec};
 
 /// Largest number of virtual CPUs that we give.
 const CPUS_MAX: u32 = 255;
@@ -16,6 +16,8 @@ const CPUS_MAX: u32 = 255;
 const MEMORY_MIN_MIB: u32 = 64;
 /// What a virtio disk can say as its serial number.
 const DISK_SERIAL_MAX: usize = 20;
+/// Entries of the queue of a [`DiskUse::Exchange`]: a request has at most two pieces less.
+const EXCHANGE_QUEUE: u32 = 512;
 /// QEMU numbers virtio-serial ports 1 to 30 on one device.
 const PORTS_MAX: usize = 30;
 
@@ -182,7 +184,7 @@ pub(super) fn build(
     line.option("-object", "rng-builtin,id=entropy");
     line.option("-device", "virtio-rng-pci,rng=entropy");
     for (at, (disk, descriptor)) in spec.disks.iter().zip(&descriptors.disks).enumerate() {
-        line.disk(at, disk.read_only, &disk.serial, *descriptor);
+        line.disk(at, disk.usage, &disk.serial, *descriptor);
     }
     if !spec.ports.is_empty() {
         line.option("-device", port_bus(spec.accelerator, spec.ports.len()));
@@ -278,7 +280,7 @@ impl CommandLine {
         self.0.push(value.into());
     }
 
-    fn disk(&mut self, at: usize, read_only: bool, serial: &str, descriptor: i32) {
+    fn disk(&mut self, at: usize, usage: DiskUse, serial: &str, descriptor: i32) {
         // Sets are numbered from 1; the number is all that connects a set with a block device.
         let set = at + 1;
         self.option("-add-fd", format!("fd={descriptor},set={set}"));
@@ -286,12 +288,12 @@ impl CommandLine {
             // Raw, always: with a guessed format the guest could write a header that names a file of the host.
             "driver": "raw",
             "node-name": format!("disk{at}"),
-            "read-only": read_only,
+            "read-only": usage == DiskUse::Image,
             // What the guest frees is free on the host.
-            "discard": "unmap",
-            "detect-zeroes": if read_only { "off" } else { "unmap" },
+            "discard": if usage == DiskUse::Exchange { "ignore" } else { "unmap" },
+            "detect-zeroes": if usage == DiskUse::Data { "unmap" } else { "off" },
             // Through the host's page cache: a guest's write survives the end of QEMU, and its flush is an fsync.
-            "cache": { "direct": false, "no-flush": false },
+            "cache": { "direct": false, "no-flush": usage == DiskUse::Exchange },
             "file": {
                 "driver": "file",
                 "filename": format!("/dev/fdset/{set}"),
@@ -307,8 +309,15 @@ impl CommandLine {
             // A full disk of the host is an error that the guest sees, not a VM that stops for ever.
             "rerror": "report",
         });
-        if !read_only && let Some(device) = device.as_object_mut() {
-            device.insert("werror".to_owned(), json!("report"));
+        if let Some(device) = device.as_object_mut() {
+            if usage != DiskUse::Image {
+                device.insert("werror".to_owned(), json!("report"));
+            }
+            if usage == DiskUse::Exchange {
+                // A megabyte in pages is one request.
+                device.insert("queue-size".to_owned(), json!(EXCHANGE_QUEUE));
+                device.insert("num-queues".to_owned(), json!(1));
+            }
         }
         self.option("-device", device.to_string());
     }

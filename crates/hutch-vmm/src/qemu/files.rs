@@ -11,7 +11,7 @@ use std::path::Path;
 use hutch_store::lock::mark_used;
 use rustix::fs::{MemfdFlags, OFlags, SealFlags, fcntl_add_seals, fcntl_getfl, memfd_create};
 
-use crate::{DiskSpec, StartError};
+use crate::{DiskSpec, DiskUse, StartError};
 
 /// Opens a file that QEMU only reads, so that it can open `/proc/self/fd/N` again.
 ///
@@ -50,7 +50,7 @@ pub(super) fn disk(disk: DiskSpec) -> Result<OwnedFd, StartError> {
     let resources = |source| StartError::Resources { source };
     let mode =
         fcntl_getfl(disk.file.as_fd()).map_err(|error| resources(error.into()))? & OFlags::RWMODE;
-    let file = match (disk.read_only, mode) {
+    let file = match (disk.usage == DiskUse::Image, mode) {
         (true, OFlags::RDONLY) => disk.file,
         (false, OFlags::RDWR) => return Ok(disk.file),
         // QEMU could otherwise write through the descriptor, whatever the device says.
@@ -106,7 +106,7 @@ mod tests {
         let kernel = open_for_reading("kernel", file.path(), false).unwrap();
         let spec = DiskSpec {
             file: File::open(file.path()).unwrap().into(),
-            read_only: true,
+            usage: DiskUse::Image,
             serial: "template".to_owned(),
         };
         let disk = disk(spec).unwrap();
@@ -129,7 +129,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let spec = |file: &File, read_only| DiskSpec {
             file: file.try_clone().unwrap().into(),
-            read_only,
+            usage: if read_only { DiskUse::Image } else { DiskUse::Data },
             serial: "template".to_owned(),
         };
         let mut given = File::from(disk(spec(&file, true)).unwrap());

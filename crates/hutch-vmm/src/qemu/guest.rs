@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use crate::{Accelerator, DiskSpec, Memory, VmSpec};
+use crate::{Accelerator, DiskSpec, DiskUse, Memory, VmSpec};
 
 /// Where the setup code starts, after the header that it has to jump over.
 const CODE: usize = 0x270;
@@ -186,5 +186,6 @@ impl Place {
 
 pub(super) fn disk(path: &Path, read_only: bool, serial: &str) -> DiskSpec {
     let file: OwnedFd = File::options().read(true).write(!read_only).open(path).unwrap().into();
-    DiskSpec { file, read_only, serial: serial.to_owned() }
+    let usage = if read_only { DiskUse::Image } else { DiskUse::Data };
+    DiskSpec { file, usage, serial: serial.to_owned() }
 }

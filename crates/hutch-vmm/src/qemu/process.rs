@@ -159,11 +159,11 @@ fn launch(
     }
     let disks = std::mem::take(&mut spec.disks);
     for disk in disks {
-        let (read_only, serial) = (disk.read_only, disk.serial.clone());
+        let (usage, serial) = (disk.usage, disk.serial.clone());
         let file = files::disk(disk)?;
         let kept = file.try_clone().map_err(resources)?;
         descriptors.disks.push(launch.inherit(file));
-        spec.disks.push(crate::DiskSpec { file: kept, read_only, serial });
+        spec.disks.push(crate::DiskSpec { file: kept, usage, serial });
     }
     let (errors, errors_theirs) = io::pipe().map_err(resources)?;
     launch

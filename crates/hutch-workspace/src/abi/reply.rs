@@ -9,6 +9,7 @@ pub struct Reply {
     /// Messages that are sent before this one, and what they hold as of.
     ahead: Vec<u8>,
     turn: Option<u64>,
+    code: i32,
 }
 
 /// A file's attributes as the guest shall see them (`struct fuse_attr`).
@@ -68,7 +69,7 @@ impl Default for Reply {
 impl Reply {
     /// An empty reply.
     pub fn new() -> Self {
-        Self { bytes: vec![0; REPLY_HEADER_LEN], ahead: Vec::new(), turn: None }
+        Self { bytes: vec![0; REPLY_HEADER_LEN], ahead: Vec::new(), turn: None, code: 0 }
     }
 
     /// Forgets what was put so far.
@@ -76,6 +77,17 @@ impl Reply {
         self.bytes.truncate(REPLY_HEADER_LEN);
         self.ahead.clear();
         self.turn = None;
+        self.code = 0;
+    }
+
+    /// Makes it a reply that is not for the kernel as it is.
+    pub fn set_code(&mut self, code: i32) {
+        self.code = code;
+    }
+
+    /// 0, or what [`Reply::set_code`] said.
+    pub fn code(&self) -> i32 {
+        self.code
     }
 
     /// Bytes put so far.

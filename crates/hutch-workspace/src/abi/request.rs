@@ -2,6 +2,8 @@
 
 use std::ffi::CStr;
 
+use hutch_wire::workspace::bulk;
+
 use super::{HEADER_LEN, Name, NameError, REQUEST_MAX, opcode};
 
 /// The header of every request.
@@ -152,6 +154,8 @@ pub struct Read {
     pub offset: u64,
     /// How many at most.
     pub size: u32,
+    /// Where on the disk of large contents they may go.
+    pub place: Option<u32>,
 }
 
 /// Bytes to write.
@@ -166,7 +170,21 @@ pub struct Write<'a> {
     /// `open` flags of the file.
     pub flags: u32,
     /// The bytes.
-    pub data: &'a [u8],
+    pub data: Data<'a>,
+}
+
+/// What is to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Data<'a> {
+    /// It came with the request.
+    Here(&'a [u8]),
+    /// It is on the disk of large contents ([`hutch_wire::workspace::bulk`]).
+    There {
+        /// Number of the place.
+        place: u32,
+        /// Its bytes: at most those of a place.
+        size: u32,
+    },
 }
 
 /// A range to allocate or punch.
@@ -359,12 +377,21 @@ impl<'a> Request<'a> {
 
     fn parse_data(opcode: u32, fields: &mut Fields<'a>) -> Result<Self, Malformed> {
         Ok(match opcode {
-            opcode::READ => Self::Read(fields.read()?),
+            opcode::READ => {
+                let read = fields.read()?;
+                let (_flags, _lock_owner, _open_flags) =
+                    (fields.u32()?, fields.u64()?, fields.u32()?);
+                Self::Read(Read { place: fields.place()?, ..read })
+            }
             opcode::WRITE => {
                 let (handle, offset) = (fields.u64()?, fields.u64()?);
                 let (size, write_flags) = (fields.u32()?, fields.u32()?);
-                let (_lock_owner, flags, _padding) = (fields.u64()?, fields.u32()?, fields.u32()?);
-                let data = fields.bytes(size)?;
+                let (_lock_owner, flags) = (fields.u64()?, fields.u32()?);
+                let data = match fields.place()? {
+                    None => Data::Here(fields.bytes(size)?),
+                    Some(_) if u64::from(size) > bulk::PLACE_BYTES => return Err(Malformed::Body),
+                    Some(place) => Data::There { place, size },
+                };
                 Self::Write(Write { handle, offset, write_flags, flags, data })
             }
             opcode::STATFS => Self::StatFs,
@@ -478,7 +505,15 @@ impl<'a> Fields<'a> {
 
     fn read(&mut self) -> Result<Read, Malformed> {
         let (_handle, offset) = (self.u64()?, self.u64()?);
-        Ok(Read { offset, size: self.u32()? })
+        Ok(Read { offset, size: self.u32()?, place: None })
+    }
+
+    /// The place on the disk of large contents, where one is named.
+    fn place(&mut self) -> Result<Option<u32>, Malformed> {
+        match self.u32()?.checked_sub(1) {
+            Some(place) if place >= bulk::PLACES => Err(Malformed::Body),
+            place => Ok(place),
+        }
     }
 
     fn fsync(&mut self) -> Result<bool, Malformed> {

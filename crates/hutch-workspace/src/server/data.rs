@@ -1,17 +1,27 @@
 //! The content of files.
 
+use std::cell::RefCell;
+use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
 
+use hutch_wire::workspace::{CODE_BULK, bulk};
 use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::Server;
-use crate::abi::{DATA_MAX, Fallocate, ROOT, Read, Reply, WRITE_CACHE, WRITE_KILL_SUIDGID, Write};
-use crate::host::{READ_DIRECTORY, status};
+use crate::abi::{
+    DATA_MAX, Data, Fallocate, ROOT, Read, Reply, WRITE_CACHE, WRITE_KILL_SUIDGID, Write,
+};
+use crate::host::{READ_DIRECTORY, read_all, status, write_all};
 use crate::locked::locked;
 
 /// Bytes copied by one request: a copy must not keep a thread for long.
 const COPY_MAX: usize = 32 << 20;
+
+thread_local! {
+    /// What is read from the disk of large contents: at most a place.
+    static CONTENT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 impl Server {
     pub(super) fn read(&self, id: u64, read: Read, reply: &mut Reply) -> Result<(), Errno> {
@@ -26,24 +36,41 @@ impl Server {
         let buffer = reply.buffer();
         let start = buffer.len();
         buffer.resize(start + size, 0);
-        let mut filled = 0;
         // Only the end of the file may cut a read short.
-        while filled < size {
-            let offset = u64::try_from(filled).unwrap_or(u64::MAX);
-            let offset = read.offset.checked_add(offset).ok_or(Errno::INVAL)?;
-            match rustix::io::pread(&file, &mut buffer[start + filled..], offset) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(Errno::INTR) => {}
-                Err(error) if filled == 0 => return Err(error),
-                Err(_) => break,
-            }
-        }
+        let filled = read_all(file.as_fd(), &mut buffer[start..], read.offset)?;
         buffer.truncate(start + filled);
+        if let (Some(place), Some(disk)) = (read.place, &self.bulk)
+            && let Ok(length) = u32::try_from(filled)
+            && length >= bulk::WORTH_IT
+        {
+            disk.put(place, &buffer[start..])?;
+            buffer.truncate(start);
+            reply.put_u32(length);
+            reply.set_code(CODE_BULK);
+        }
         Ok(())
     }
 
     pub(super) fn write(&self, id: u64, write: Write<'_>, reply: &mut Reply) -> Result<(), Errno> {
+        let written = match write.data {
+            Data::Here(data) => self.write_data(id, write, data)?,
+            Data::There { place, size } => {
+                let disk = self.bulk.as_ref().ok_or(Errno::INVAL)?;
+                let size = usize::try_from(size).map_err(|_| Errno::INVAL)?;
+                CONTENT.with_borrow_mut(|content| {
+                    content.resize(content.len().max(size), 0);
+                    let content = content.get_mut(..size).ok_or(Errno::INVAL)?;
+                    disk.take(place, content)?;
+                    self.write_data(id, write, content)
+                })?
+            }
+        };
+        reply.put_u32(u32::try_from(written).unwrap_or(0));
+        reply.put_u32(0);
+        Ok(())
+    }
+
+    fn write_data(&self, id: u64, write: Write<'_>, data: &[u8]) -> Result<usize, Errno> {
         let (node, handle) = self.held_file(id)?;
         self.space(&node)?.may_change(&self.proc, &handle)?;
         // The guest's idea of the end may be old: the host's kernel appends where the end is. Pages written back are
@@ -56,11 +83,11 @@ impl Server {
                 self.kill_set_id(&node, &handle)?;
             }
             match &creator {
-                Some(file) if !append => write_all(file, write.data, write.offset),
+                Some(file) if !append => write_all(file.as_fd(), data, write.offset),
                 _ => {
                     let flags = if append { OFlags::APPEND } else { OFlags::empty() };
                     let file = self.open_for_writing(&handle, OFlags::WRONLY | flags)?;
-                    write_all(&file, write.data, write.offset)
+                    write_all(file.as_fd(), data, write.offset)
                 }
             }
         })?;
@@ -71,9 +98,7 @@ impl Server {
                 locked(&node.own).known = None;
             }
         }
-        reply.put_u32(u32::try_from(written).unwrap_or(0));
-        reply.put_u32(0);
-        Ok(())
+        Ok(written)
     }
 
     pub(super) fn fsync(&self, id: u64, data_only: bool) -> Result<(), Errno> {
@@ -186,28 +211,4 @@ impl Server {
         reply.put(&[0; 28]);
         Ok(())
     }
-}
-
-/// Writes as much as the host takes; an error counts only if nothing was written.
-fn write_all(
-    file: impl std::os::fd::AsFd,
-    mut data: &[u8],
-    mut offset: u64,
-) -> Result<usize, Errno> {
-    let mut written = 0;
-    while !data.is_empty() {
-        match rustix::io::pwrite(&file, data, offset) {
-            Ok(0) => break,
-            Ok(count) => {
-                written += count;
-                data = data.get(count..).unwrap_or_default();
-                let count = u64::try_from(count).unwrap_or(u64::MAX);
-                offset = offset.saturating_add(count);
-            }
-            Err(Errno::INTR) => {}
-            Err(error) if written == 0 => return Err(error),
-            Err(_) => break,
-        }
-    }
-    Ok(written)
 }

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use hutch_init::workspace::{self, WorkspacePump};
-use hutch_workspace::{Counts, Prepared, ServeError, Worker, WorkerSpec, WorkspaceSpec, spawn};
+use hutch_workspace::{
+    Counts, Prepared, ServeError, Worker, WorkerSpec, WorkspaceSpec, bulk, spawn,
+};
 use tempfile::TempDir;
 
 use crate::relay::{HoldListings, relay};
@@ -36,6 +39,10 @@ enum Serving {
 
 /// The ordinary user of the host who owns the workspace of [`Mount::of_a_user`].
 pub(crate) const HOST_USER: u32 = 4242;
+
+fn twin(file: &OwnedFd) -> OwnedFd {
+    file.try_clone().expect("a descriptor")
+}
 
 /// Says whether this machine can mount at all, loudly if not.
 pub(crate) fn can_mount() -> bool {
@@ -68,10 +75,12 @@ impl Mount {
         let (worker_end, guest_end) = UnixStream::pair().expect("a socket pair");
         let host_end = worker_end.try_clone().expect("a descriptor");
         rustix::process::umask(rustix::fs::Mode::empty());
-        let prepared = limit(Prepared::open(WorkerSpec::new(specs)).expect("the workspaces"));
+        let prepared = Prepared::open(WorkerSpec::new(specs)).expect("the workspaces");
+        let bulk = bulk::file().expect("a file in memory");
+        let prepared = limit(prepared.with_bulk(Some(twin(&bulk))));
         let counts = prepared.counts();
         let worker = std::thread::spawn(move || prepared.serve(worker_end.into()));
-        Self::start(root, Serving::Threads(Some(worker)), guest_end, host_end, counts)
+        Self::start(root, Serving::Threads(Some(worker)), (guest_end, bulk), host_end, counts)
     }
 
     /// The same with listings that arrive late.
@@ -79,12 +88,13 @@ impl Mount {
         let (root, host) = Self::places();
         let (worker_end, relay_end) = UnixStream::pair().expect("a socket pair");
         let host_end = worker_end.try_clone().expect("a descriptor");
+        let bulk = bulk::file().expect("a file in memory");
         let prepared = Prepared::open(WorkerSpec::new(vec![WorkspaceSpec::new(&host, false)]));
-        let prepared = prepared.expect("the workspaces");
+        let prepared = prepared.expect("the workspaces").with_bulk(Some(twin(&bulk)));
         let counts = prepared.counts();
         let worker = std::thread::spawn(move || prepared.serve(worker_end.into()));
         let guest_end = relay(relay_end, hold);
-        Self::start(root, Serving::Threads(Some(worker)), guest_end, host_end, counts)
+        Self::start(root, Serving::Threads(Some(worker)), (guest_end, bulk), host_end, counts)
     }
 
     /// The worker program in its jail, started by root, for a workspace of an ordinary user.
@@ -97,8 +107,10 @@ impl Mount {
         let program = Path::new(env!("CARGO_BIN_EXE_hutch-workspace"));
         let log = fs::File::create(root.path().join("log")).expect("a log");
         let spec = WorkerSpec::new(specs);
-        let worker = spawn(program, &spec, worker_end.into(), log).expect("a worker");
-        Self::start(root, Serving::Program(worker), guest_end, host_end, Arc::default())
+        let bulk = bulk::file().expect("a file in memory");
+        let worker =
+            spawn(program, &spec, worker_end.into(), Some(twin(&bulk)), log).expect("a worker");
+        Self::start(root, Serving::Program(worker), (guest_end, bulk), host_end, Arc::default())
     }
 
     fn places() -> (TempDir, PathBuf) {
@@ -114,7 +126,7 @@ impl Mount {
     fn start(
         root: TempDir,
         worker: Serving,
-        guest_end: UnixStream,
+        (guest_end, bulk): (UnixStream, OwnedFd),
         host_end: UnixStream,
         counts: Arc<Counts>,
     ) -> Self {
@@ -126,7 +138,7 @@ impl Mount {
             std::thread::sleep(Duration::from_secs(50));
             rustix::mount::unmount(abandoned, rustix::mount::UnmountFlags::FORCE).ok();
         });
-        let pump = workspace::start(guest_end.into(), &mount).expect("the mount");
+        let pump = workspace::start(guest_end.into(), Some(bulk), &mount).expect("the mount");
         Self { root, pump: Some(pump), worker, host_end, counts }
     }
 

@@ -7,9 +7,9 @@ use crate::{DiskSpec, Memory, arch};
 const VERSION: Version = Version { major: 7, minor: 2 };
 
 fn spec() -> VmSpec {
-    let disk = |serial: &str, read_only| DiskSpec {
+    let disk = |serial: &str, usage| DiskSpec {
         file: File::open("/dev/null").unwrap().into(),
-        read_only,
+        usage,
         serial: serial.to_owned(),
     };
     VmSpec {
@@ -20,7 +20,7 @@ fn spec() -> VmSpec {
         kernel: PathBuf::from("/k,ernel"),
         initramfs: PathBuf::from("/initramfs"),
         kernel_arguments: vec!["hutch.debug=1".to_owned()],
-        disks: vec![disk("template", true), disk("data", false)],
+        disks: vec![disk("template", DiskUse::Image), disk("data", DiskUse::Data)],
         ports: vec!["hutch.channel".to_owned(), "hutch.workspace".to_owned()],
         serial_log: PathBuf::from("/serial"),
         vmm_log: PathBuf::from("/vmm"),
@@ -40,6 +40,17 @@ fn line(spec: &VmSpec) -> Vec<String> {
         state: None,
     };
     build(spec, arch::native(), VERSION, &["of_the_host=1".to_owned()], &descriptors)
+}
+
+#[test]
+fn nothing_of_an_exchange_has_to_last() {
+    let mut spec = spec();
+    spec.disks[1].usage = DiskUse::Exchange;
+    let line = line(&spec);
+    let block: serde_json::Value = serde_json::from_str(values(&line, "-blockdev")[1]).unwrap();
+    assert_eq!(block["driver"], "raw");
+    assert_eq!((&block["discard"], &block["detect-zeroes"]), (&json!("ignore"), &json!("off")));
+    assert_eq!(block["cache"]["no-flush"], true);
 }
 
 /// The values of an option, in order.
