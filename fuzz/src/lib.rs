@@ -1,8 +1,9 @@
 //! What the fuzz targets claim: one function for each, which panics when a claim does not hold.
 //!
-//! Tests of `hutch-policy` and `hutch-proxy` run the same functions over the seeds in every test run.
+//! Tests of `hutch-layer`, `hutch-policy` and `hutch-proxy` run the same functions over the seeds in every test run.
 
 pub mod client_hello;
+pub mod layer;
 pub mod log_writer;
 pub mod policy_patterns;
 #[cfg(feature = "proxy")]

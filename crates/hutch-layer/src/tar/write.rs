@@ -60,6 +60,25 @@ impl<W: Write> Writer<W> {
         }
     }
 
+    /// Writes a file whose content somebody writes rather than gives to be read; it must be as long as `entry` says.
+    pub fn append_written(
+        &mut self,
+        entry: &Entry,
+        write: impl FnOnce(&mut dyn Write) -> Result<(), LayerError>,
+    ) -> Result<(), LayerError> {
+        let Kind::File { size, .. } = entry.kind else {
+            return self.append(entry, &mut io::empty());
+        };
+        let (path, metadata) = (entry.path.as_bytes(), &entry.metadata);
+        self.header(&Item { path, link: b"", kind: b'0', size, device: (0, 0), metadata })?;
+        let mut output = Exactly { output: &mut self.output, left: size };
+        write(&mut output)?;
+        if output.left > 0 {
+            return Err(LayerError::Damaged("a file ends early"));
+        }
+        self.pad(size)
+    }
+
     /// An empty file whose name says it all.
     fn mark(&mut self, path: &[u8]) -> Result<(), LayerError> {
         let metadata = Metadata::default();
@@ -92,6 +111,27 @@ impl<W: Write> Writer<W> {
     fn pad(&mut self, size: u64) -> Result<(), LayerError> {
         let padding = usize::try_from(padding(size)).unwrap_or(0);
         self.output.write_all(&[0; BLOCK][..padding]).map_err(LayerError::Write)
+    }
+}
+
+/// The content of one file on its way into an archive.
+struct Exactly<'a, W> {
+    output: &'a mut W,
+    left: u64,
+}
+
+impl<W: Write> Write for Exactly<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() as u64 > self.left {
+            return Err(io::Error::other("the file is longer than its header says"));
+        }
+        let count = self.output.write(bytes)?;
+        self.left -= count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
     }
 }
 
