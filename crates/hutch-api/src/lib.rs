@@ -26,6 +26,9 @@ pub enum Open {
         /// 0 stdin, 1 stdout, 2 stderr, 3 tty.
         which: u8,
     },
+    /// What the sandbox has changed of its template, as the archive of a layer. It is whole where the stream ends, and not
+    /// where it is reset.
+    Changes,
 }
 
 /// A request to the keeper.

@@ -29,6 +29,7 @@ use crate::import::archive::Container;
 pub use crate::import::built::{BaseImage, LayerMount, Offer};
 pub(crate) use crate::import::docker::fetch_from_docker;
 use crate::import::document::ImageConfig;
+pub(crate) use crate::import::document::architecture;
 pub use crate::import::registry::RegistryOptions;
 pub(crate) use crate::import::registry::fetch_from_registry;
 use crate::template::{

@@ -19,11 +19,11 @@ pub use guest::{
 };
 pub use import::{BaseImage, ImportError, LayerMount, Offer, RegistryOptions, load_images};
 pub use template::{
-    BuildError, DiskError, LAYERS_MAX, LayerFiles, LayerStatus, ManageError, NamespaceError,
-    NewLayer, NpmError, Origin, PullTemplate, Reference, ReferenceError, Removed, Template,
-    TemplateConfig, TemplateError, TemplateOptions, TemplateStatus, add_layer, find_template,
-    prune_templates, remove_template, tag_template, template, template_image, template_of_source,
-    templates,
+    BuildError, DiskError, ExportError, LAYERS_MAX, LayerFiles, LayerStatus, ManageError,
+    NamespaceError, NewLayer, NpmError, Origin, PullTemplate, Reference, ReferenceError, Removed,
+    Template, TemplateConfig, TemplateError, TemplateOptions, TemplateStatus, add_layer,
+    export_template, find_template, prune_templates, reclaimable_bytes, remove_template,
+    tag_template, template, template_image, template_of_source, templates,
 };
 pub use tool::ToolError;
 

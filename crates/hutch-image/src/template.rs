@@ -12,6 +12,7 @@
 mod agent;
 mod build;
 mod compression;
+mod export;
 mod layer;
 mod manage;
 mod namespace;
@@ -34,11 +35,12 @@ use crate::digest;
 use crate::import::{self, ImportError, RegistryOptions};
 pub use crate::template::build::BuildError;
 pub(crate) use crate::template::compression::Decompressed;
+pub use crate::template::export::{ExportError, export_template};
 pub use crate::template::layer::DiskError;
 pub(crate) use crate::template::layer::begin as begin_layer;
 pub use crate::template::manage::{
     LayerStatus, ManageError, Removed, TemplateStatus, find_template, prune_templates,
-    remove_template, tag_template, templates,
+    reclaimable_bytes, remove_template, tag_template, templates,
 };
 use crate::template::namespace::Namespace;
 pub use crate::template::namespace::NamespaceError;
@@ -393,11 +395,19 @@ pub fn add_layer(new: NewLayer<'_>, progress: &dyn Progress) -> Result<Template,
     let name = name.as_str();
     let store = TemplateStore::new(new.images);
     let locked = store.lock(progress)?;
-    let base = TemplateStore::parse_digest(&new.base.digest)
+    let mut base = TemplateStore::parse_digest(&new.base.digest)
         .and_then(|digest| store.manifest(digest))
         .ok_or_else(|| TemplateError::Gone { digest: new.base.digest.clone() })?;
+    let mut under = None;
     if base.layers.len() >= LAYERS_MAX {
-        return Err(TemplateError::TooManyLayers { name: new.base.name.clone() });
+        // What was saved again and again is one layer from then on; what an agent is stays a layer of its own.
+        under = match new.files {
+            LayerFiles::Archive(_) => base.layers.pop().map(|top| store.layer_path(&top.digest)),
+            LayerFiles::Directory(_) => None,
+        };
+        if under.is_none() {
+            return Err(TemplateError::TooManyLayers { name: new.base.name.clone() });
+        }
     }
     let log = new.images.join("logs/template.log");
     let tools = Toolbox::new(new.environment, &log, locked.file())
@@ -410,7 +420,7 @@ pub fn add_layer(new: NewLayer<'_>, progress: &dyn Progress) -> Result<Template,
         LayerFiles::Directory(tree) => Namespace::of_caller(&tools)
             .map_err(DiskError::from)
             .and_then(|namespace| layer::of_directory(&tools, namespace, tree, &image)),
-        LayerFiles::Archive(input) => layer::of_archive(input, &image),
+        LayerFiles::Archive(input) => layer::of_archive(input, under.as_deref(), &image),
     };
     made.map_err(|source| TemplateError::Disk { name: name.to_owned(), source })?;
     let mut layers = base.layers;

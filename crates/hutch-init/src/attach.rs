@@ -15,6 +15,7 @@ use hutch_wire::guest::{AttachSpec, BULK_DISK, Bytes, EngineStart, WORKSPACE_POR
 use hutch_wire::network::NETWORK_PORT;
 use rustix::fs::{Mode, OFlags};
 
+use crate::changes::Changes;
 use crate::container::{self, Container, ContainerError, ContainerSpec};
 use crate::devices::Devices;
 use crate::disks::{self, DiskError, Places};
@@ -143,6 +144,8 @@ pub(crate) struct Attached {
     pub(crate) container: Container,
     /// Its root file system, seen from outside.
     pub(crate) root: Arc<Root>,
+    /// What it has changed of its template.
+    pub(crate) changes: Arc<Changes>,
     /// Its Docker engine, for as long as it is to be served.
     pub(crate) engine: Option<Engine>,
 }
@@ -201,12 +204,14 @@ pub(crate) async fn attach(
             false => Ok(()),
         })
     };
+    let changes = Changes::new(&places.upper(), Arc::clone(&root), &spec.workspaces)
+        .map_err(AttachError::Root)?;
     let container = enter(container, Arc::clone(&root), Arc::clone(&spec), places);
     let (container, (), ()) = tokio::try_join!(container, files, trusted)?;
     stages.mark("container, files");
     let engine = serve_engine(&container, &root, spec.engine);
     log::info(format!("attached; {stages}"));
-    Ok(Attached { container, root, engine })
+    Ok(Attached { container, root, changes: Arc::new(changes), engine })
 }
 
 fn serve_engine(container: &Container, root: &Arc<Root>, start: EngineStart) -> Option<Engine> {

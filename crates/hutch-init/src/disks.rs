@@ -23,6 +23,9 @@ const DISK_LIMIT: Duration = Duration::from_secs(10);
 const PLAIN_DIRECTORIES: [(&str, &str); 2] =
     [("docker", "/var/lib/docker"), ("containerd", "/var/lib/containerd")];
 
+/// The overlay's upper directory on the data disk.
+const UPPER: &str = "overlay/upper";
+
 /// Where the parts are mounted, all below one directory.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
@@ -52,6 +55,11 @@ impl Places {
             root: place("root")?,
             workspaces: place("workspaces")?,
         })
+    }
+
+    /// The overlay's upper directory: what the sandbox has changed.
+    pub(crate) fn upper(&self) -> PathBuf {
+        self.data.join(UPPER)
     }
 
     /// Where each layer is, the uppermost first.
@@ -158,7 +166,7 @@ pub(crate) fn mount_root(places: &Places) -> Result<(), DiskError> {
             .map_err(|source| DiskError::Prepare { name, source })
     };
     make("overlay")?;
-    let upper = make("overlay/upper")?;
+    let upper = make(UPPER)?;
     let work = make("overlay/work")?;
     let options = overlay_options(places.layers(), &upper, &work).map_err(DiskError::Overlay)?;
     mount("overlay", &places.root, "overlay", MountFlags::NOATIME, Some(options.as_c_str()))

@@ -48,6 +48,16 @@ pub(crate) struct Identity<'a> {
     pub(crate) network: Option<Ipv4Addr>,
 }
 
+/// The files, absolute.
+pub(crate) const FILES: [&str; 6] = [
+    "/etc/hostname",
+    "/etc/hosts",
+    "/etc/machine-id",
+    "/etc/resolv.conf",
+    "/etc/localtime",
+    "/etc/timezone",
+];
+
 /// Writes the files. A root in which one cannot be written (no `/etc`, a link in its place) works without.
 pub(crate) fn write(root: &Root, identity: Identity<'_>) {
     let Identity { hostname, machine_id, time_zone, network } = identity;

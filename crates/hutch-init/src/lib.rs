@@ -22,6 +22,7 @@ pub mod workspace;
 
 mod attach;
 mod boot;
+mod changes;
 mod clock;
 mod devices;
 mod disks;

@@ -12,6 +12,7 @@ use hutch_wire::{Connection, Incoming, IncomingStream, Limits, Role, Stream};
 use tokio::sync::Mutex;
 
 use crate::attach::{Attached, Hardware};
+use crate::changes::Changes;
 use crate::container::Container;
 use crate::engine::Engine;
 use crate::port::Port;
@@ -53,7 +54,7 @@ enum Sandbox {
     /// Becoming one did not work; half of it may be there.
     Broken,
     /// This one.
-    Attached { sessions: Sessions, root: Arc<Root>, engine: Option<Engine> },
+    Attached { sessions: Sessions, root: Arc<Root>, changes: Arc<Changes>, engine: Option<Engine> },
     /// None any more.
     Ended,
 }
@@ -79,7 +80,7 @@ impl Server {
                     // Ends when the host goes: that is not worth a line.
                     tokio::spawn(async move { log::follow(&mut stream).await });
                 }
-                Ok(open @ (Open::Exec | Open::Stdio { .. })) => {
+                Ok(open @ (Open::Exec | Open::Stdio { .. } | Open::Changes)) => {
                     self.session(&channel, &open, stream);
                 }
                 Err(error) => {
@@ -89,7 +90,7 @@ impl Server {
         }
     }
 
-    /// Hands a session's stream on. Never waits: a machine that is changing takes no sessions.
+    /// Hands a stream of the sandbox on. Never waits: a machine that is changing takes no sessions.
     fn session(&self, channel: &Channel, open: &Open, stream: IncomingStream) {
         let Ok(sandbox) = self.sandbox.try_lock() else {
             return stream.refuse("the sandbox is starting or shutting down");
@@ -98,6 +99,9 @@ impl Server {
             (Sandbox::Attached { sessions, .. }, Open::Exec) => channel.exec(sessions, stream),
             (Sandbox::Attached { .. }, Open::Stdio { exec, which }) => {
                 channel.stdio(stream, *exec, *which);
+            }
+            (Sandbox::Attached { changes, .. }, Open::Changes) => {
+                tokio::spawn(Arc::clone(changes).send(stream.accept()));
             }
             (Sandbox::Attached { .. }, _) => stream.refuse("not a session"),
             (Sandbox::Prepared, _) => stream.refuse("the sandbox is not attached yet"),
@@ -159,9 +163,9 @@ impl Server {
         *sandbox = Sandbox::Broken;
         let user = spec.user.clone();
         match attach::attach(Arc::clone(&self.hardware), spec).await {
-            Ok(Attached { container, root, engine }) => {
+            Ok(Attached { container, root, changes, engine }) => {
                 let sessions = Sessions::new(container).with_home(Arc::clone(&root), user);
-                *sandbox = Sandbox::Attached { sessions, root, engine };
+                *sandbox = Sandbox::Attached { sessions, root, changes, engine };
                 ControlReply::Attached
             }
             Err(error) => {

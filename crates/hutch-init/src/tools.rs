@@ -30,6 +30,9 @@ const OWN_TO_EACH_USER: [&str; 7] = ["PATH", "HOME", "USER", "LOGNAME", "SHELL",
 const DOCKER: [(&str, &str); 3] =
     [("httpProxy", "HTTP_PROXY"), ("httpsProxy", "HTTPS_PROXY"), ("noProxy", "NO_PROXY")];
 
+/// The files that are ours alone, absolute.
+pub(crate) const FILES: [&str; 2] = [SUDOERS, PROFILE];
+
 /// Writes the files. One that cannot be written is a line in the log.
 pub(crate) fn write(root: &Root, environment: &[(Bytes, Bytes)], user: &str) {
     let variables = variables(environment);

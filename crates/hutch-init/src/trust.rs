@@ -16,6 +16,7 @@ mod pem;
 mod sha1;
 mod subject;
 
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::log;
@@ -153,6 +154,27 @@ fn java_bundle(root: &Root, ours: &[Certificate]) -> Result<(), RootError> {
             Ok(())
         }
     }
+}
+
+/// Says whether a file is one that holds our certificates beside others.
+pub(crate) fn is_bundle(path: &str) -> bool {
+    path == BUNDLE || path == JAVA || OTHER_BUNDLES.contains(&path)
+}
+
+/// What such a file holds without our certificates.
+pub(crate) fn without_proxy(root: &Root, path: &str, file: &mut dyn Read) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    file.take(BUNDLE_MAX + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > BUNDLE_MAX {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    if path == JAVA {
+        // One of another format was left alone.
+        return Ok(java::with_certificates(&content, &[]).unwrap_or(content));
+    }
+    let ours = root.content(Path::new(PROXY_CA), BUNDLE_MAX).map_err(io::Error::other)?;
+    let ours = ours.map(|text| pem::certificates(&text)).unwrap_or_default();
+    Ok(pem::without(&content, &ours.iter().collect::<Vec<_>>()))
 }
 
 #[cfg(test)]

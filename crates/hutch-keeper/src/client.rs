@@ -65,6 +65,7 @@ impl Client {
                 }
                 Ok(Open::Exec) => self.exec(stream, &connection, &execs).await,
                 Ok(Open::Stdio { exec, which }) => self.stdio(stream, exec, which, &execs).await,
+                Ok(Open::Changes) => self.changes(stream).await,
                 Err(_) => stream.refuse("this is no request that the keeper knows"),
             }
         }
@@ -166,6 +167,26 @@ impl Client {
             exec::relay(stream.accept(), opened, &client, session).await;
             lock(&execs).remove(&number);
         });
+    }
+
+    async fn changes(&self, stream: IncomingStream) {
+        let guest = match self.guest() {
+            Ok(guest) => guest,
+            Err(reason) => return stream.refuse(reason),
+        };
+        // A sandbox that is being saved is not idle.
+        let Some(session) = self.sessions.begin() else {
+            return stream.refuse("too many sessions run in the sandbox");
+        };
+        match open(&guest, &guest::Open::Changes).await {
+            Ok(opened) => {
+                tokio::spawn(async move {
+                    exec::relay_bytes(stream.accept(), opened).await;
+                    drop(session);
+                });
+            }
+            Err(reason) => stream.refuse(&reason),
+        }
     }
 
     async fn stdio(&self, stream: IncomingStream, exec: u32, which: u8, execs: &Execs) {

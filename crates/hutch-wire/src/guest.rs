@@ -82,6 +82,9 @@ pub enum Open {
         /// Which of them.
         which: Stdio,
     },
+    /// What the sandbox has changed of its template, as the archive of a layer (init writes, the host only reads). It is
+    /// whole where the stream ends, and not where it is reset.
+    Changes,
 }
 
 /// One of a session's byte streams.

@@ -5,8 +5,8 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use std::ffi::OsString;
 
 use crate::commands::{
-    agent, build, completion, create, exec, inspect, ls, network, reset, rm, run, secret, stop,
-    system, template, version, warm,
+    agent, build, completion, create, exec, inspect, ls, network, reset, rm, run, save, secret,
+    stop, system, template, version, warm,
 };
 use crate::context::Context;
 use crate::failure::Failure;
@@ -43,6 +43,7 @@ pub(crate) enum Command {
     Inspect(inspect::Arguments),
     Network(network::Arguments),
     Secret(secret::Arguments),
+    Save(save::Arguments),
     Stop(stop::Arguments),
     #[command(visible_alias = "remove")]
     Rm(rm::Arguments),
@@ -72,6 +73,7 @@ impl Command {
             Self::Inspect(arguments) => inspect::execute(context, &arguments),
             Self::Network(arguments) => network::execute(context, &arguments),
             Self::Secret(arguments) => secret::execute(context, &arguments),
+            Self::Save(arguments) => save::execute(context, &arguments),
             Self::Stop(arguments) => stop::execute(context, &arguments),
             Self::Rm(arguments) => rm::execute(context, &arguments),
             Self::Reset(arguments) => reset::execute(context, &arguments),

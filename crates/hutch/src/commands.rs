@@ -11,6 +11,7 @@ pub(crate) mod network;
 pub(crate) mod reset;
 pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod save;
 pub(crate) mod secret;
 pub(crate) mod stop;
 pub(crate) mod system;

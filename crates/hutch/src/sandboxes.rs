@@ -1,5 +1,6 @@
 //! Finding sandboxes by what a person typed.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,13 +8,14 @@ use std::time::Duration;
 use hutch_agents::nearest;
 use hutch_store::atomic;
 use hutch_store::{
-    CreateError, KeeperRecord, Listed, LoadError, RemoveError, SandboxId, SandboxName,
+    CreateError, KeeperRecord, Listed, LoadError, Lock, RemoveError, SandboxId, SandboxName,
     SandboxRecord, Store,
 };
 
 use crate::failure::{Blame, Failure, chain};
 use crate::plugin::Face;
 use crate::settings::Settings;
+use crate::start::OTHER_CREATION;
 
 /// How long a keeper that has just ended may hold its lock.
 const LAST_STEPS: Duration = Duration::from_secs(10);
@@ -43,6 +45,28 @@ impl Sandboxes {
     /// All of them, broken ones included.
     pub(crate) fn list(&self) -> Result<Vec<Listed>, Failure> {
         self.store.list().map_err(|error| Failure::from_error(Blame::Host, &error))
+    }
+
+    /// Keeps every other command from making a sandbox, whose template would not be known as used yet.
+    pub(crate) fn hold_creation(&self) -> Result<Lock, Failure> {
+        self.store
+            .lock_creation(OTHER_CREATION)
+            .map_err(|error| Failure::from_error(Blame::Host, &error))
+    }
+
+    /// The digests of templates that sandboxes stand on. One whose record cannot be read may stand on any.
+    pub(crate) fn templates_in_use(&self) -> Result<BTreeSet<String>, Failure> {
+        self.list()?
+            .into_iter()
+            .map(|listed| match listed.record {
+                Ok(record) => Ok(record.template.digest),
+                Err(_) => Err(Failure::host(format!(
+                    "it is not known which template the sandbox `{}` stands on: its record cannot be used",
+                    listed.name.to_string_lossy().escape_debug()
+                ))
+                .hint("remove that sandbox first")),
+            })
+            .collect()
     }
 
     /// The record of the sandbox with this name.

@@ -61,10 +61,12 @@ pub(crate) async fn prepare(
     context.settings.network(wish.agent)?;
     let images = Images::new(&context.settings, printer)?;
     let (name, pull) = (wish.template.to_owned(), wish.pull);
+    // Who asks for an image anew asks its registry, and not the distribution for another kernel.
+    let of_guest = if wish.template == wish.agent.template { pull } else { Pull::Missing };
     blocking(move || {
         // The template first: it is what a person names, and may get wrong.
         let template = images.template(&name, pull)?;
-        images.guest(pull)?;
+        images.guest(of_guest)?;
         Ok(template)
     })
     .await
@@ -77,6 +79,12 @@ pub(crate) fn create(
     wish: Wish<'_>,
     template: Template,
 ) -> Result<SandboxRecord, Failure> {
+    // Between its making and now, when nobody removes one any more, somebody may have.
+    if template.layers.iter().any(|layer| !layer.is_file()) {
+        let name = template.name.escape_debug();
+        return Err(Failure::host(format!("the template `{name}` was removed by another command"))
+            .hint("try again: it is fetched or made again where it can be"));
+    }
     let machine = context.settings.machine(&wish.machine)?;
     let environment = environment(template.config.environment, &wish.environment)?;
     let draft = Draft {

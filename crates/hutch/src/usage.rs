@@ -40,6 +40,10 @@ pub(crate) fn with_examples(command: clap::Command, program: &str) -> clap::Comm
             "build -t my-template:v1 .                  then: run -t my-template:v1 claude",
             "build -t tools:2 -f ci/Dockerfile --build-arg VERSION=2 .",
         ],
+        "save" => &[
+            "save claude-project my-template:v1",
+            "save claude-project my-template:v1 -o my-template.tar",
+        ],
         "proxy" => &[
             "network proxy shell-project                  the policy that holds",
             "network proxy shell-project --policy deny --allow-host '*.npmjs.org'",

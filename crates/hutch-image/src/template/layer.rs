@@ -8,7 +8,7 @@ use std::io::{self, BufReader, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use hutch_layer::erofs::Writer;
-use hutch_layer::{LayerError, Limits, Tree, tar};
+use hutch_layer::{LayerError, Limits, Tree, erofs, tar};
 
 use crate::cache::CacheError;
 use crate::template::compression::Decompressed;
@@ -99,11 +99,26 @@ pub(crate) fn of_root_archive(archive: &Path, image: &Path) -> Result<(), DiskEr
     Ok(())
 }
 
-/// Makes `image` from the archive of one layer, as it comes from `input`.
-pub(crate) fn of_archive(input: impl Read, image: &Path) -> Result<(), DiskError> {
+/// Makes `image` from the archive of one layer, as it comes from `input`, together with the image of the layer under it
+/// where that is to be the same one.
+pub(crate) fn of_archive(
+    input: impl Read,
+    under: Option<&Path>,
+    image: &Path,
+) -> Result<(), DiskError> {
     let mut writer = begin(image)?;
     let mut reader = tar::Reader::new(input, Limits::default());
-    let tree = Tree::from_tar(&mut reader, &mut writer)?;
+    let upper = Tree::from_tar(&mut reader, &mut writer)?;
+    let tree = match under {
+        None => upper,
+        Some(path) => {
+            let file = File::open(path).map_err(CacheError::io("open", path))?;
+            let under = erofs::Image::open(file, Limits::default())?;
+            let mut tree = Tree::from_image(&under, &mut writer)?;
+            tree.lay_over(&upper);
+            tree
+        }
+    };
     writer.finish(&tree)?;
     Ok(())
 }
@@ -124,7 +139,7 @@ pub(crate) fn of_directory(
         .arg(".");
     let mut made = Ok(());
     tool.read(&mut |output| {
-        made = of_archive(&mut *output, image);
+        made = of_archive(&mut *output, None, image);
         // Its last blocks, which nobody needs, must not look like a failure to the program.
         io::copy(output, &mut io::sink()).map(drop)
     })?;

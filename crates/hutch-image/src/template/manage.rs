@@ -239,6 +239,21 @@ pub fn prune_templates(
     Ok(removed)
 }
 
+/// Bytes that [`prune_templates`] without `all` would free now.
+pub fn reclaimable_bytes(images: &Path, in_use: &BTreeSet<String>) -> u64 {
+    let store = TemplateStore::new(images);
+    let named: BTreeSet<String> = store.references().into_values().collect();
+    let (mut kept, mut going) = (BTreeSet::new(), BTreeSet::new());
+    for (digest, manifest) in store.all() {
+        let stays = named.contains(&digest) || in_use.contains(&format!("{DIGEST_PREFIX}{digest}"));
+        let layers = manifest.layers.into_iter().map(|layer| layer.digest);
+        if stays { kept.extend(layers) } else { going.extend(layers) }
+    }
+    let of_layer = |digest: &String| bytes_on_disk(&store.layer_path(digest)).unwrap_or(0);
+    going.difference(&kept).map(of_layer).sum::<u64>()
+        + store.unused_layers().into_iter().map(|(_, bytes)| bytes).sum::<u64>()
+}
+
 /// The template that has this name, if one has.
 pub(crate) fn named(store: &TemplateStore, reference: &Reference) -> Option<Template> {
     let name = reference.to_string();

@@ -262,6 +262,7 @@ impl Init {
                 }
                 Open::Exec => self.exec(stream, number, &mut incoming).await,
                 Open::Stdio { .. } => panic!("a stream of no session"),
+                Open::Changes => stream.reset("nothing is told here"),
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::failure::{Blame, Failure};
 use crate::images::Pull;
 use crate::sandboxes::Sandboxes;
 use crate::settings::MachineFlags;
-use crate::start::{self, OTHER_CREATION, Wish};
+use crate::start::{self, Wish};
 use crate::workspaces;
 
 /// Create a sandbox for an agent without starting it
@@ -88,10 +88,7 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
     let record = block_on(async {
         let template =
             start::unless_interrupted(start::prepare(context, printer, &wish), async || {}).await?;
-        let _one_at_a_time = sandboxes
-            .store()
-            .lock_creation(OTHER_CREATION)
-            .map_err(|error| Failure::from_error(Blame::Host, &error))?;
+        let _one_at_a_time = sandboxes.hold_creation()?;
         // Another command may have made one meanwhile.
         refuse_second(context, &sandboxes, &wish)?;
         printer.status(&format!(

@@ -14,14 +14,14 @@ use crate::context::{Context, block_on};
 use crate::detach_keys;
 use crate::env_file;
 use crate::exit_codes;
-use crate::failure::{Blame, Failure};
+use crate::failure::Failure;
 use crate::images::Pull;
 use crate::keeper_client::{self, Keeper};
 use crate::printer::Printer;
 use crate::sandboxes::Sandboxes;
 use crate::session::{Plan, Standard};
 use crate::settings::MachineFlags;
-use crate::start::{self, OTHER_CREATION, Wish};
+use crate::start::{self, Wish};
 use crate::terminal;
 use crate::workspaces;
 
@@ -246,10 +246,7 @@ async fn make(
     let template =
         start::unless_interrupted(start::prepare(context, printer, &wish), async || {}).await?;
     // Two commands for the same workspace at the same time end up in one sandbox.
-    let _one_at_a_time = sandboxes
-        .store()
-        .lock_creation(OTHER_CREATION)
-        .map_err(|error| Failure::from_error(Blame::Host, &error))?;
+    let _one_at_a_time = sandboxes.hold_creation()?;
     if wish.name.is_none()
         && let Some(record) = attached(sandboxes, agent, &wish.workspaces)?
     {

@@ -1,13 +1,14 @@
 //! `hutch template`
 
-use std::collections::BTreeSet;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use hutch_agents::{AgentSpec, Recipe as AgentRecipe};
 use hutch_image::{
-    ManageError, Origin, Reference, Removed, TemplateStatus, find_template, load_images,
-    prune_templates, remove_template, tag_template, templates,
+    ExportError, ManageError, Origin, Reference, Removed, Template, TemplateStatus,
+    export_template, find_template, load_images, prune_templates, remove_template, tag_template,
+    template_image, templates,
 };
 use indicatif::HumanBytes;
 use jiff::Timestamp;
@@ -18,7 +19,7 @@ use crate::context::Context;
 use crate::exit_codes;
 use crate::failure::{Blame, Failure};
 use crate::images::{Images, Pull, template_failure};
-use crate::printer;
+use crate::printer::{self, Printer};
 use crate::progress::Shown;
 use crate::table;
 
@@ -70,6 +71,15 @@ enum Action {
         /// Print only the result
         #[arg(short, long)]
         quiet: bool,
+    },
+    /// Write a template to a file, for `docker load`, skopeo or `template load` elsewhere
+    Save {
+        /// File, which is replaced
+        #[arg(short, long, value_name = "FILE", required = true)]
+        output: PathBuf,
+        /// Template by name or digest
+        #[arg(value_name = "TEMPLATE")]
+        template: String,
     },
     /// Build the templates of agents, where they are not there or their recipes have changed
     Build {
@@ -158,7 +168,8 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
             printer.text(&printer::json(&found?))?;
         }
         Action::Rm { templates } => {
-            let in_use = in_use(&sandboxes)?;
+            let _nobody_creates = sandboxes.hold_creation()?;
+            let in_use = sandboxes.templates_in_use()?;
             for name in templates {
                 let shown = Shown::new(printer);
                 let removed = remove_template(images, name, &in_use, &shown);
@@ -176,6 +187,18 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
                 printer.data(&template.name)?;
             }
         }
+        Action::Save { output, template: name } => {
+            let found = find_template(images, name).map_err(|error| failure(&error))?;
+            let names: Vec<Reference> = match Reference::parse(name) {
+                Ok(given) if found.references.contains(&given.to_string()) => vec![given],
+                _ => found.references.iter().flat_map(|name| Reference::parse(name)).collect(),
+            };
+            let shown = Shown::new(printer);
+            let template = template_image(images, name, &found.digest, &shown);
+            drop(shown);
+            let template = template.map_err(|error| template_failure(&error))?;
+            write_archive(printer, &template, &names, output)?;
+        }
         Action::Build { all, agents: words } => build(context, *all, words)?,
         Action::Tag { template, name } => {
             let shown = Shown::new(printer);
@@ -184,7 +207,8 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
             printer.data(&tagged.map_err(|error| failure(&error))?)?;
         }
         Action::Prune { all } => {
-            let in_use = in_use(&sandboxes)?;
+            let _nobody_creates = sandboxes.hold_creation()?;
+            let in_use = sandboxes.templates_in_use()?;
             let shown = Shown::new(printer);
             let removed = prune_templates(images, *all, &in_use, &shown);
             drop(shown);
@@ -192,6 +216,26 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
         }
     }
     Ok(exit_codes::SUCCESS)
+}
+
+/// Writes a template to a file.
+pub(super) fn write_archive(
+    printer: Printer,
+    template: &Template,
+    names: &[Reference],
+    path: &Path,
+) -> Result<(), Failure> {
+    let made = Timestamp::now().to_string();
+    let shown = Shown::new(printer);
+    export_template(template, names, &made, path, &shown).map_err(|error| {
+        let blame = match &error {
+            ExportError::Write { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Blame::User
+            }
+            _ => Blame::Host,
+        };
+        Failure::from_error(blame, &error)
+    })
 }
 
 fn build(context: &Context, all: bool, words: &[String]) -> Result<(), Failure> {
@@ -248,22 +292,6 @@ fn rows(template: &Entry) -> Vec<Vec<String>> {
                 HumanBytes(template.bytes).to_string(),
                 template.created_at.chars().take(19).collect(),
             ]
-        })
-        .collect()
-}
-
-/// The digests that sandboxes stand on. One whose record cannot be read may stand on any.
-fn in_use(sandboxes: &crate::sandboxes::Sandboxes) -> Result<BTreeSet<String>, Failure> {
-    sandboxes
-        .list()?
-        .into_iter()
-        .map(|listed| match listed.record {
-            Ok(record) => Ok(record.template.digest),
-            Err(_) => Err(Failure::host(format!(
-                "it is not known which template the sandbox `{}` stands on: its record cannot be used",
-                listed.name.to_string_lossy().escape_debug()
-            ))
-            .hint("remove that sandbox first")),
         })
         .collect()
 }

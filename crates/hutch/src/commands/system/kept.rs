@@ -52,7 +52,7 @@ pub(super) fn all(
     let listed = sandboxes.list()?;
     let images = Images::to_look_at(&context.settings, context.printer);
     let place = &context.settings.layout.images;
-    let mut kinds = vec![of_sandboxes(sandboxes, &listed), templates(place, &listed)];
+    let mut kinds = vec![of_sandboxes(sandboxes, &listed), templates(sandboxes, place, &listed)];
     kinds.extend(guest_images(&images.guest_options()));
     kinds.push(snapshots(&Snapshots::new(place), extent));
     kinds.push(logs(sandboxes, &listed, place));
@@ -71,7 +71,9 @@ fn of_sandboxes(sandboxes: &Sandboxes, listed: &[Listed]) -> Kind {
     }
 }
 
-fn templates(images: &Path, listed: &[Listed]) -> Kind {
+fn templates(sandboxes: &Sandboxes, images: &Path, listed: &[Listed]) -> Kind {
+    // Where it is not known what is in use, nothing goes.
+    let in_use = sandboxes.templates_in_use().ok();
     let directory = images.join("templates");
     let kept = directories(&directory);
     let named = |path: &&PathBuf| {
@@ -86,7 +88,7 @@ fn templates(images: &Path, listed: &[Listed]) -> Kind {
         count: kept.len(),
         active: kept.iter().filter(named).count(),
         bytes: bytes_on_disk([&directory, &images.join("layers")]),
-        reclaimable_bytes: 0,
+        reclaimable_bytes: in_use.map_or(0, |used| hutch_image::reclaimable_bytes(images, &used)),
     }
 }
 

@@ -19,7 +19,8 @@ const FORMAT_VERSION: u32 = 1;
 
 /// Free the space of what nobody needs
 ///
-/// Removes guest images and kernels that no start uses any more, snapshots that cannot be resumed, logs that were put
+/// Removes templates without a name that no sandbox stands on, guest images and kernels that no start uses any more,
+/// snapshots that cannot be resumed, logs that were put
 /// aside, and what was left behind by commands that were killed. Sandboxes stay, and so does everything that they or
 /// anything that runs need; `rm` removes sandboxes.
 #[derive(Debug, Args)]
@@ -63,7 +64,8 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
         }
     }
     let images = Images::to_look_at(&context.settings, context.printer);
-    let snapshots = Snapshots::new(&context.settings.layout.images);
+    let images_place = context.settings.layout.images.as_path();
+    let snapshots = Snapshots::new(images_place);
     // Images first: snapshots of those that go cannot be resumed any more.
     let shown_progress = Shown::new(context.printer.quiet_if(arguments.json));
     let removed = hutch_image::remove_unneeded(&images.guest_options(), &shown_progress)
@@ -73,6 +75,22 @@ pub(crate) fn execute(context: &Context, arguments: &Arguments) -> Result<u8, Fa
         count: removed.len(),
         bytes: removed.iter().map(|one| one.bytes).sum(),
     }];
+    let removed = {
+        let _nobody_creates = sandboxes.hold_creation()?;
+        match sandboxes.templates_in_use() {
+            // Never those that have a name: nobody can make a saved one again.
+            Ok(in_use) => {
+                hutch_image::prune_templates(images_place, false, &in_use, &shown_progress)
+                    .map_err(|error| Failure::from_error(Blame::Host, &error))?
+            }
+            // Where it is not known what is in use, nothing goes.
+            Err(unknown) => {
+                context.printer.debug(&format!("templates stay: {unknown:?}"));
+                hutch_image::Removed::default()
+            }
+        }
+    };
+    freed.push(Freed { kind: "Templates", count: removed.templates.len(), bytes: removed.bytes });
     let removed = snapshots.remove_unneeded(extent.of_snapshots());
     let left = snapshots.remove_leftovers();
     freed.push(Freed {
