@@ -9,6 +9,7 @@
 //!   escape      an attack on each barrier of docs/threat-model.md
 //!   network     ways out, policies, credentials, the log, the tools that people use
 //!   escape_network  attacks on the proxy and on the capture of connections, one table
+//!   templates   images made elsewhere, a registry, and sandboxes that are saved
 //!   plugin      the real Docker client
 //!   qemu10      another version of the VMM
 //! ```

@@ -4,9 +4,7 @@
 
 use std::time::Duration;
 
-use hutch_testkit::internet::SERVER;
-use hutch_testkit::{Invocation, Running, TestEnvironment, TestSandbox};
-use rustix::process::Signal;
+use hutch_testkit::{Invocation, Registry, RegistryAccess, TestEnvironment, TestSandbox};
 
 /// Makes the image `base` of the sandbox's own shell, curl and a few more.
 const BASE: &str = r#"
@@ -162,39 +160,15 @@ fn a_project_of_two_services_with_a_build_step_comes_up() {
     docker(&sandbox, "docker compose down -t 1").run().success();
 }
 
-/// A registry in the internet's place; the world trusts its certificate.
-fn registry(environment: &TestEnvironment) -> Running {
-    let certified = rcgen::generate_simple_self_signed(["registry.test".to_owned()])
-        .expect("a certificate can be made");
-    let directory = environment.path("registry");
-    environment.make_directory(&directory);
-    let place = |name: &str| directory.join(name);
-    environment.write(&place("cert.pem"), certified.cert.pem());
-    environment.write(&place("key.pem"), certified.signing_key.serialize_pem());
-    let settings = format!(
-        "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {data}\nhttp:\n  addr: {SERVER}:5000\n  \
-         tls:\n    certificate: {certificate}\n    key: {key}\n",
-        data = place("data").display(),
-        certificate = place("cert.pem").display(),
-        key = place("key.pem").display(),
-    );
-    environment.write(&place("config.yml"), settings);
-    environment.configure(&format!(
-        "[network]\nca_files = [\"{}\", \"{}\"]\n",
-        environment.internet().ca_file().display(),
-        place("cert.pem").display()
-    ));
-    environment
-        .program(environment.stage().registry())
-        .args(["serve"])
-        .args([place("config.yml")])
-        .start()
-}
-
 #[test]
 fn images_go_to_and_come_from_a_registry_through_the_proxy() {
     let environment = TestEnvironment::with_internet();
-    let registry = registry(&environment);
+    let registry = Registry::start(&environment, RegistryAccess::Open);
+    environment.configure(&format!(
+        "[network]\nca_files = [\"{}\", \"{}\"]\n",
+        environment.internet().ca_file().display(),
+        registry.certificate().display()
+    ));
     let sandbox = environment.boot("registry");
     with_base(&sandbox);
     let script = "set -e; docker tag base registry.test:5000/some/base:1; docker push -q registry.test:5000/some/base:1; \
@@ -203,8 +177,7 @@ fn images_go_to_and_come_from_a_registry_through_the_proxy() {
     docker(&sandbox, script).run().success();
     let log = environment.hutch(["network", "log"]).run().success().text();
     assert!(log.contains("registry.test:5000"), "{log}");
-    registry.signal(Signal::TERM);
-    registry.wait(LONG);
+    let _ended = registry.stop();
 }
 
 #[test]

@@ -102,6 +102,41 @@ impl TestEnvironment {
         self.variable("HUTCH_IMAGES", images.to_string_lossy()).variable("HUTCH_START", "warm")
     }
 
+    /// Has a store of templates of its own, which begins with the stage's templates and may be changed.
+    #[must_use]
+    pub fn own_templates(self) -> Self {
+        let images = self.path("images");
+        let shared = self.images();
+        let copied = ["templates", "layers", "references.json", "digests.json", "logs"];
+        for directory in ["", "templates", "layers"] {
+            self.make_directory(&images.join(directory));
+        }
+        let link = |below: &Path| {
+            symlink(shared.join(below), images.join(below)).expect("a link can be made");
+        };
+        self.account.act(|| {
+            for entry in entries(&shared).iter().filter(|name| !copied.contains(&name.as_str())) {
+                link(Path::new(entry));
+            }
+            // Layers are only read, and removing a link removes no layer of the stage.
+            for entry in entries(&shared.join("layers")) {
+                link(&Path::new("layers").join(entry));
+            }
+            for entry in entries(&shared.join("templates")) {
+                let below = Path::new("templates").join(entry);
+                if shared.join(&below).is_dir() {
+                    fs::create_dir(images.join(&below)).expect("a directory can be made");
+                    let manifest = below.join("manifest.json");
+                    fs::copy(shared.join(&manifest), images.join(&manifest))
+                        .expect("a manifest can be copied");
+                }
+            }
+            fs::copy(shared.join("references.json"), images.join("references.json"))
+                .expect("the names can be copied");
+        });
+        self.variable("HUTCH_IMAGES", images.to_string_lossy())
+    }
+
     /// Sets a variable for every program that runs in this world.
     #[must_use]
     pub fn variable(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -325,6 +360,12 @@ impl Drop for TestEnvironment {
         self.is_quiet();
         assert!(self.sockets().is_empty(), "sockets are left: {:?}", self.sockets());
     }
+}
+
+/// Names in a directory.
+fn entries(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).expect("a directory of the stage can be read");
+    entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
 /// Every file below a directory that is there.

@@ -9,6 +9,7 @@
 //!   conversation  one run of a program that answers line by line
 //!   sandbox       a sandbox of an environment
 //!   internet      names, servers and certificates in a network namespace
+//!   registry      a registry of images in that internet
 //!   hostile       a guest that attacks its host
 //!   small_disk    a file system that can be filled
 //!   traces        processes, sockets and mounts that belong to an environment
@@ -25,6 +26,7 @@ pub mod environment;
 pub mod hostile;
 pub mod internet;
 pub mod invocation;
+pub mod registry;
 pub mod sandbox;
 pub mod small_disk;
 pub mod stage;
@@ -37,6 +39,7 @@ pub use conversation::Conversation;
 pub use environment::TestEnvironment;
 pub use internet::Internet;
 pub use invocation::{Invocation, Outcome, Running};
+pub use registry::{REGISTRY, REGISTRY_LOGIN, Registry, RegistryAccess};
 pub use sandbox::TestSandbox;
 pub use stage::Stage;
 pub use terminal::Terminal;
