@@ -20,6 +20,12 @@ use hutch_vmm::Accelerator;
 use hutch_vmm::qemu::{DiscoverError, Qemu, Version};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use zeroizing_alloc::ZeroAlloc;
+
+/// The variables of callers pass through here on their way to the broker. What is freed is overwritten, so that nothing
+/// of them stays.
+#[global_allocator]
+static ALLOCATOR: ZeroAlloc<std::alloc::System> = ZeroAlloc(std::alloc::System);
 
 /// Keep one sandbox running; started by `hutch`, not by people
 #[derive(Debug, Parser)]

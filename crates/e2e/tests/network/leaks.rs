@@ -43,6 +43,10 @@ fn as_root_no_key_is_anywhere_in_the_sandbox_or_in_our_files() {
         assert!(seen.contains(&key(variable)), "{variable} was used");
     }
 
+    // The command's variables went through the keeper.
+    let keeper = format!("mem:{}", environment.process("hutch-keeper").pid);
+    assert_eq!(search(&[NEEDLE], &[&keeper]), [""; 0]);
+
     // Its memory, as the host sees it; before anything inside is told what to look for.
     let vmm = format!("mem:{}", environment.process("qemu-system").pid);
     assert_eq!(search(&[&mark, NEEDLE], &[&vmm]), [format!("{vmm} {mark}")]);
