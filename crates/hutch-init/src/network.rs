@@ -23,11 +23,14 @@ mod rules;
 mod uplink;
 
 use std::fs;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::io::{self, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use uplink::Uplink;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::log;
 use names::Names;
@@ -104,12 +107,59 @@ impl Prepared {
         let queries = addresses(DNS_PORT)
             .map(|address| bind(address).map_err(|source| NetworkError::Listen { address, source }))
             .collect::<Result<_, _>>()?;
-        Ok(Self {
+        let prepared = Self {
             proxy: listen(PROXY_PORT)?,
             captured: listen(CAPTURE_PORT)?,
             queries,
             resolver: listen(DNS_PORT)?,
-        })
+        };
+        prepared.use_once();
+        Ok(prepared)
+    }
+
+    /// Makes a connection of each kind, which nobody hears of.
+    ///
+    /// The kernel changes its own code when something of the network is used for the first time, and QEMU before 8.1 may
+    /// get that wrong (docs/design/002, "A race"). Here it costs a start, which is made again; later it costs a sandbox.
+    fn use_once(&self) {
+        /// A place that nobody has (RFC 5737, RFC 3849): connections to it are captured.
+        const NOWHERE: [IpAddr; 2] = [
+            IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+            IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+        ];
+        let captured = NOWHERE.map(|address| SocketAddr::new(address, 80)).into_iter();
+        connect_once(&self.captured, captured);
+        connect_once(&self.proxy, addresses(PROXY_PORT));
+        connect_once(&self.resolver, addresses(DNS_PORT));
+        for (queries, address) in self.queries.iter().zip(addresses(DNS_PORT)) {
+            let asked = UdpSocket::bind((unspecified(address), 0))
+                .and_then(|socket| socket.send_to(&[0], address));
+            if asked.is_ok() {
+                drop(queries.recv(&mut [0]));
+            }
+        }
+    }
+}
+
+/// Connects to each address, says a byte, and takes the connection from the listener of that place in the order.
+fn connect_once(listeners: &[TcpListener], addresses: impl Iterator<Item = SocketAddr>) {
+    const AT_MOST: Duration = Duration::from_millis(200);
+    let at_most = Timespec::try_from(AT_MOST).ok();
+    for (listener, address) in listeners.iter().zip(addresses) {
+        let connected = TcpStream::connect_timeout(&address, AT_MOST);
+        let said = connected.and_then(|mut stream| stream.write_all(&[0]).map(|()| stream));
+        // Without a way there is nothing to take, and nothing was changed.
+        if said.is_ok() {
+            poll(&mut [PollFd::new(listener, PollFlags::IN)], at_most.as_ref()).ok();
+            drop(listener.accept());
+        }
+    }
+}
+
+fn unspecified(like: SocketAddr) -> IpAddr {
+    match like {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     }
 }
 
