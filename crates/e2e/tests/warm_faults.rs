@@ -168,11 +168,10 @@ fn as_root_a_disk_that_is_full_at_each_step_of_the_making_gets_no_half_snapshot(
         let (complete, halves) = snapshots(&images);
         assert_eq!((complete.len(), halves.len()), (0, 0), "{room}");
         disk.drain();
-        assert!(
-            disk.free() + (1 << 20) > free,
-            "{room}: something stays: {} of {free}",
-            disk.free()
-        );
+        // A VM that was killed may still be on its way out, with the file that it had.
+        eventually(&format!("nothing stays of {room}"), SOON, || {
+            (disk.free() + (1 << 20) > free).then_some(())
+        });
     }
     // What was not made is no reason not to start.
     disk.fill();

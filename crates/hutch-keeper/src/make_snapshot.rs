@@ -111,7 +111,18 @@ pub(crate) fn run(
         }
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let outcome = match runtime.block_on(snapshot::make(&making)) {
+    let made = runtime.block_on(async {
+        match snapshot::make(&making).await {
+            // QEMU before 8.1 can crash an emulated guest (docs/design/002): rare, so that a second try is as good as
+            // certain.
+            Err(error) if error.is_of_guest() => {
+                tracing::warn!(reason = crate::sentence(&error), "trying once more");
+                snapshot::make(&making).await
+            }
+            made => made,
+        }
+    });
+    let outcome = match made {
         Ok(_) => Outcome::Made,
         Err(SnapshotError::Store(MakeError::Exists)) => Outcome::Exists,
         Err(SnapshotError::Store(MakeError::Busy)) => Outcome::Busy,

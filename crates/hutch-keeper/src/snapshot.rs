@@ -104,16 +104,31 @@ pub enum SnapshotError {
     #[error("the virtual machine cannot be saved")]
     Save(#[from] SaveError),
     /// Any of these, with what the guest said last.
-    #[error("{what}; the console's last line: {line}")]
+    #[error("{}; the console's last line: {line}", crate::driver::chain(what.as_ref()))]
     Said {
         /// What went wrong.
-        what: String,
+        what: Box<Self>,
         /// The line.
         line: String,
     },
     /// What was saved does not work.
     #[error("the saved virtual machine does not resume: {0}")]
     Resume(String),
+}
+
+impl SnapshotError {
+    /// Whether the guest did not come up, or not again: another one may.
+    pub fn is_of_guest(&self) -> bool {
+        match self {
+            Self::Guest(_) | Self::Resume(_) => true,
+            Self::Said { what, .. } => what.is_of_guest(),
+            Self::Store(_)
+            | Self::File(_)
+            | Self::Image { .. }
+            | Self::Start(_)
+            | Self::Save(_) => false,
+        }
+    }
 }
 
 impl Shape {
@@ -215,7 +230,7 @@ pub async fn make(making: &Making<'_>) -> Result<SnapshotKey, SnapshotError> {
     let scratch = Scratch::make(place.clone()).map_err(SnapshotError::Start)?;
     let work = Work { making, scratch: &place };
     let made = work.make(&files).await.map_err(|error| match console(&place) {
-        Some(line) => SnapshotError::Said { what: crate::driver::chain(&error), line },
+        Some(line) => SnapshotError::Said { what: Box::new(error), line },
         None => error,
     });
     // Before the lock, which goes with the files.
