@@ -1,4 +1,4 @@
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -318,7 +318,29 @@ fn a_template_has_only_so_many_layers() {
         let more = world.path("more");
         template = layer_on(&world, &template, LayerFiles::Directory(&more)).unwrap();
     }
-    let error =
-        layer_on(&world, &template, LayerFiles::Archive(Box::new([].as_slice()))).unwrap_err();
+    let more = world.path("more");
+    let error = layer_on(&world, &template, LayerFiles::Directory(&more)).unwrap_err();
     assert!(matches!(error, TemplateError::TooManyLayers { .. }), "{error}");
+
+    // What is saved of a sandbox becomes one with the layer that is uppermost.
+    world.file("root/saved", b"of a sandbox");
+    let archive = File::open(pack_root(&world)).unwrap();
+    let merged = layer_on(&world, &template, LayerFiles::Archive(Box::new(archive))).unwrap();
+    assert_eq!(merged.layers.len(), LAYERS_MAX);
+    let (top, below) = merged.layers.split_last().unwrap();
+    assert_eq!(below, &template.layers[..LAYERS_MAX - 1]);
+    let image =
+        hutch_layer::erofs::Image::open(File::open(top).unwrap(), hutch_layer::Limits::default());
+    let mut found = Vec::new();
+    image
+        .unwrap()
+        .walk(&mut |entry, _| {
+            found.push(String::from_utf8_lossy(entry.path.as_bytes()).into_owned());
+            Ok(())
+        })
+        .unwrap();
+    assert!(
+        ["file", "saved"].iter().all(|name| found.iter().any(|path| path == name)),
+        "{found:?}"
+    );
 }
