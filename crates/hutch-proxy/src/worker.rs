@@ -105,7 +105,7 @@ pub fn main(directory: &Path, control: &str, link: &str) -> Result<(), WorkerErr
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(|error| WorkerError::Runtime(error.into()))?;
     // One thread: all connections share the guest's port, which one task serves, and waking another thread for every few
-    // kilobytes costs more than moving them. TLS goes a gigabyte a second on one processor, faster than the port.
+    // kilobytes costs more than moving them.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -171,8 +171,15 @@ impl Bulk {
         let Some(Disk { file, pipe: Some(pipe) }) = &mut self.disk else {
             return Ok(device.read(buffer)?);
         };
-        let len =
-            splice(device.descriptor(), None, &pipe.to, None, buffer.len(), SpliceFlags::NONBLOCK)?;
+        let flags = SpliceFlags::NONBLOCK;
+        let len = match splice(device.descriptor(), None, &pipe.to, None, buffer.len(), flags) {
+            // The request is still there; by memory it needs none.
+            Err(Errno::NOMEM) => {
+                let len = device.read(buffer)?;
+                return Ok(self.place(buffer, len));
+            }
+            taken => taken?,
+        };
         let headers = len.min(WRITE_HEADERS);
         pipe.read(buffer, 0, headers)?;
         let fields = Fields::of_large(buffer.get(..headers).unwrap_or_default());
